@@ -1,0 +1,283 @@
+//! The run directory: what one fit leaves behind, and what report, compare and export read.
+//!
+//! ```text
+//! runs/NAME/
+//!   head.safetensors      the fitted head
+//!   history.csv           one row an epoch
+//!   metrics.json          settings, scores of each split
+//!   predictions.parquet   one row an image that was scored
+//!   pipeline.toml         the pipeline as resolved
+//!   report.html report.json
+//! ```
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use serde::{Deserialize, Serialize};
+
+/// Version of `metrics.json`; another version is refused.
+pub const METRICS_SCHEMA: u32 = 1;
+
+/// What can go wrong with a run directory.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file of the run could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no fitted head here.
+    #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head")]
+    Missing(PathBuf),
+    /// A file is not what it should be.
+    #[error("{path}: {reason}; fit the head again: tlpipe fit-head")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Scores of one split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitScore {
+    /// Labelled rows that were scored.
+    pub rows: usize,
+    /// Mean cross-entropy, natural logarithm.
+    pub loss: f64,
+    /// Share of rows whose most probable class is the label, 0 to 1.
+    pub accuracy: f64,
+    /// Wilson 95 % interval of `accuracy`.
+    pub accuracy_interval: [f64; 2],
+}
+
+/// How the rows of `train` were divided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitRecord {
+    /// `tail`, `stratified`, or `source` where the source has a validation split of its own.
+    pub kind: String,
+    /// Share of the rows that was asked for, 0 to 1.
+    pub fraction: f64,
+    /// Rows the head was trained on.
+    pub train: usize,
+    /// Rows held out.
+    pub holdout: usize,
+}
+
+/// `metrics.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// [`METRICS_SCHEMA`].
+    pub schema: u32,
+    /// Key of the feature store that the head was fitted on.
+    pub store_key: String,
+    /// Hash of everything this fit depends on; equal means up to date.
+    pub fit_key: String,
+    /// `adam`, `linfa`.
+    pub solver: String,
+    /// Epochs that were run (iterations for a solver without epochs).
+    pub epochs: usize,
+    /// Wall time of the fit alone, seconds.
+    pub fit_seconds: f64,
+    /// Wall time of loading the features, seconds.
+    pub load_seconds: f64,
+    /// Width of a feature row.
+    pub features: usize,
+    /// Class names; the index is the label.
+    pub classes: Vec<String>,
+    /// How the hold-out was chosen.
+    pub split: SplitRecord,
+    /// The rows that the head was trained on, scored after the fit.
+    pub train: Option<SplitScore>,
+    /// The hold-out.
+    pub validation: Option<SplitScore>,
+    /// The test split.
+    pub test: Option<SplitScore>,
+    /// The settings of the head as resolved.
+    pub head: serde_json::Value,
+}
+
+/// One row of `history.csv`: an epoch as Keras reports it. Training figures are running means over the epoch's batches,
+/// validation figures are taken after the epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// 1 is the first.
+    pub epoch: usize,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Mean training accuracy, 0 to 1.
+    pub accuracy: f64,
+    /// Loss on the hold-out; none where there is no hold-out.
+    pub val_loss: Option<f64>,
+    /// Accuracy on the hold-out, 0 to 1.
+    pub val_accuracy: Option<f64>,
+    /// Wall time of the epoch, seconds.
+    pub seconds: f64,
+}
+
+/// Predictions for the rows of one split, in the order of the store.
+#[derive(Clone, Debug, Default)]
+pub struct Predictions {
+    /// Row ids.
+    pub ids: Vec<String>,
+    /// Split of each row: `train`, `validation` (the hold-out) or `test`.
+    pub splits: Vec<String>,
+    /// Label index; none for an unlabelled row.
+    pub labels: Vec<Option<i32>>,
+    /// Row-major `[rows, classes]`, each row sums to 1.
+    pub probabilities: Vec<f32>,
+}
+
+/// A run directory.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Names a run directory; nothing is read or made.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Reads `metrics.json`.
+    ///
+    /// # Errors
+    /// When the run does not exist, or the file is damaged or of another version.
+    pub fn metrics(&self) -> Result<Metrics, RunError> {
+        let path = self.file("metrics.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(RunError::Missing(self.path.clone()));
+            }
+            Err(source) => return Err(RunError::Io { path, source }),
+        };
+        let metrics: Metrics =
+            serde_json::from_str(&text).map_err(|error| RunError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        if metrics.schema != METRICS_SCHEMA {
+            let reason = format!("schema {}, this tlpipe reads schema {METRICS_SCHEMA}", metrics.schema);
+            return Err(RunError::Damaged { path, reason });
+        }
+        Ok(metrics)
+    }
+
+    /// Writes `metrics.json`: last of a fit, since its presence says that the run is whole.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_metrics(&self, metrics: &Metrics) -> Result<(), RunError> {
+        let path = self.file("metrics.json");
+        let text = serde_json::to_vec_pretty(metrics)
+            .map_err(|error| RunError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        self.write("metrics.json", &text)
+    }
+
+    /// Reads `history.csv`.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged.
+    pub fn history(&self) -> Result<Vec<EpochRecord>, RunError> {
+        let path = self.file("history.csv");
+        let damaged = |error: csv::Error| RunError::Damaged { path: path.clone(), reason: error.to_string() };
+        csv::Reader::from_path(&path).map_err(damaged)?.deserialize().collect::<Result<_, _>>().map_err(damaged)
+    }
+
+    /// Writes `history.csv`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_history(&self, history: &[EpochRecord]) -> Result<(), RunError> {
+        let path = self.file("history.csv");
+        let damaged = |reason: String| RunError::Damaged { path: path.clone(), reason };
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        for record in history {
+            writer.serialize(record).map_err(|error| damaged(error.to_string()))?;
+        }
+        let bytes = writer.into_inner().map_err(|error| damaged(error.to_string()))?;
+        self.write("history.csv", &bytes)
+    }
+
+    /// Writes `predictions.parquet`: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list of `classes`).
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_predictions(&self, predictions: &Predictions, classes: usize) -> Result<(), RunError> {
+        let path = self.file("predictions.parquet");
+        let bytes = predictions.to_parquet(classes).map_err(|reason| RunError::Damaged { path, reason })?;
+        self.write("predictions.parquet", &bytes)
+    }
+
+    /// Writes a file of the run whole or not at all.
+    ///
+    /// # Errors
+    /// When the folder or the file cannot be written.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<(), RunError> {
+        let path = self.file(name);
+        let io = |source| RunError::Io { path: path.clone(), source };
+        fs::create_dir_all(&self.path).map_err(io)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.path).map_err(io)?;
+        file.write_all(content).map_err(io)?;
+        file.as_file().sync_all().map_err(io)?;
+        file.persist(&path).map_err(|error| io(error.error))?;
+        Ok(())
+    }
+}
+
+impl Predictions {
+    /// Index of the most probable class of each row; the first of equals.
+    pub fn predicted(&self, classes: usize) -> Vec<i32> {
+        let row = |row: &[f32]| {
+            let best = row.iter().enumerate().fold(0, |best, (index, &value)| if value > row[best] { index } else { best });
+            i32::try_from(best).unwrap_or(i32::MAX)
+        };
+        self.probabilities.chunks_exact(classes.max(1)).map(row).collect()
+    }
+
+    fn to_parquet(&self, classes: usize) -> Result<Vec<u8>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let width = i32::try_from(classes).map_err(|error| text(&error))?;
+        let item = Arc::new(Field::new("item", DataType::Float32, false));
+        let probabilities =
+            FixedSizeListArray::try_new(Arc::clone(&item), width, Arc::new(Float32Array::from(self.probabilities.clone())), None)
+                .map_err(|error| text(&error))?;
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(&self.ids)),
+            Arc::new(StringArray::from_iter_values(&self.splits)),
+            Arc::new(Int32Array::from(self.labels.clone())),
+            Arc::new(Int32Array::from(self.predicted(classes))),
+            Arc::new(probabilities),
+        ];
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("id", DataType::Utf8, false),
+            Field::new("split", DataType::Utf8, false),
+            Field::new("label", DataType::Int32, true),
+            Field::new("predicted", DataType::Int32, false),
+            Field::new("probabilities", DataType::FixedSizeList(item, width), false),
+        ]));
+        let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| text(&error))?;
+        let mut writer = ArrowWriter::try_new(Vec::new(), schema, None).map_err(|error| text(&error))?;
+        writer.write(&batch).map_err(|error| text(&error))?;
+        writer.into_inner().map_err(|error| text(&error))
+    }
+}
