@@ -3,4 +3,6 @@
 
 pub mod events;
 pub mod onnx;
+mod persist;
 pub mod run;
+pub mod store;

@@ -21,6 +21,8 @@ use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
+use crate::persist::persist;
+
 /// Version of `metrics.json`; another version is refused.
 pub const METRICS_SCHEMA: u32 = 1;
 
@@ -228,6 +230,18 @@ impl RunDir {
         self.write("predictions.parquet", &bytes)
     }
 
+    /// Removes a file of the run, if it is there.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<(), RunError> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(RunError::Io { path, source }),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes a file of the run whole or not at all.
     ///
     /// # Errors
@@ -236,11 +250,7 @@ impl RunDir {
         let path = self.file(name);
         let io = |source| RunError::Io { path: path.clone(), source };
         fs::create_dir_all(&self.path).map_err(io)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.path).map_err(io)?;
-        file.write_all(content).map_err(io)?;
-        file.as_file().sync_all().map_err(io)?;
-        file.persist(&path).map_err(|error| io(error.error))?;
-        Ok(())
+        persist(&path, |file| file.write_all(content)).map_err(io)
     }
 }
 

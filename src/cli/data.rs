@@ -1,0 +1,137 @@
+//! `tlpipe data`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::say::{self, Output};
+use crate::assets::Finder;
+use crate::dataset::synth;
+use crate::pipeline::{Context, DataSettings, open_dataset};
+
+/// Subcommands of `tlpipe data`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DataCommand {
+    /// Data sets that tlpipe knows by name, and whether they are at hand.
+    List,
+    /// Find a data set or download it.
+    Fetch {
+        /// Its name, as `tlpipe data list` shows it.
+        name: String,
+    },
+    /// What tlpipe sees in a source: kind, splits, classes, warnings.
+    Inspect(InspectArgs),
+    /// Draw the quickstart's images into a folder.
+    Synth(SynthArgs),
+}
+
+/// Arguments of `tlpipe data inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// A data set's name, or a path.
+    source: String,
+    /// Column of the images or their paths.
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+    /// Column of the labels.
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// Column of the splits.
+    #[arg(long, value_name = "NAME")]
+    split_column: Option<String>,
+}
+
+/// Arguments of `tlpipe data synth`.
+#[derive(Clone, Debug, Args)]
+pub struct SynthArgs {
+    /// Folder to write to.
+    #[arg(short, long, value_name = "DIR")]
+    out: PathBuf,
+    /// Seed: the same seed draws the same images.
+    #[arg(long, default_value_t = synth::SynthParams::default().seed)]
+    seed: u64,
+    /// Images to train on.
+    #[arg(long, default_value_t = synth::SynthParams::default().train)]
+    train: usize,
+    /// Images to test on.
+    #[arg(long, default_value_t = synth::SynthParams::default().test)]
+    test: usize,
+    /// Side of an image, pixels.
+    #[arg(long, default_value_t = synth::SynthParams::default().side)]
+    side: u32,
+}
+
+/// Runs a subcommand.
+pub fn main(command: &DataCommand, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+    match command {
+        DataCommand::List => list(context, output),
+        DataCommand::Fetch { name } => {
+            let located = Finder::new(context.search.clone())?.fetch_dataset(name, context.observe)?;
+            let paths: Vec<String> = located.paths.iter().map(|path| path.display().to_string()).collect();
+            output.result(&json!({ "name": name, "paths": paths, "how": located.how }), || {
+                format!("{name} ({})\n  {}", located.how, paths.join("\n  "))
+            })
+        }
+        DataCommand::Inspect(args) => inspect(args, context, output),
+        DataCommand::Synth(args) => {
+            let params = synth::SynthParams { seed: args.seed, train: args.train, test: args.test, side: args.side };
+            synth::write(&params, &args.out)?;
+            output.result(&json!({ "path": args.out, "train": args.train, "test": args.test, "seed": args.seed }), || {
+                let images = say::count(args.train + args.test);
+                format!("{}: {images} images drawn (seed {})", args.out.display(), args.seed)
+            })
+        }
+    }
+}
+
+fn list(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+    let finder = Finder::new(context.search.clone())?;
+    let sets: Vec<_> = finder.datasets().iter().map(|card| (card, finder.dataset_at_hand(&card.name))).collect();
+    let json: Vec<_> = sets
+        .iter()
+        .map(|(card, found)| json!({ "name": card.name, "title": card.title, "licence": card.licence, "at_hand": found }))
+        .collect();
+    output.result(&json, || {
+        let drawn = [synth::NAME, "drawn by tlpipe itself", "Apache-2.0", "yes"].map(str::to_owned).to_vec();
+        let known = sets.iter().map(|(card, found)| {
+            vec![card.name.clone(), card.title.clone(), card.licence.clone(), found.clone().unwrap_or_else(|| "no".into())]
+        });
+        say::table(&["name", "what", "licence", "at hand"], known.chain([drawn]))
+    })
+}
+
+fn inspect(args: &InspectArgs, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+    let settings = DataSettings {
+        source: Some(args.source.clone()),
+        image_column: args.image_column.clone(),
+        label_column: args.label_column.clone(),
+        split_column: args.split_column.clone(),
+    };
+    let dataset = open_dataset(&settings, context)?;
+    let splits: Vec<_> = dataset.splits().iter().map(|split| (split.name.to_string(), split.rows)).collect();
+    let json = json!({
+        "source": args.source,
+        "kind": dataset.kind(),
+        "splits": splits.iter().map(|(name, rows)| json!({ "name": name, "rows": rows })).collect::<Vec<_>>(),
+        "classes": dataset.classes(),
+        "sorted_by_class": dataset.sorted_by_class(),
+        "warnings": dataset.warnings(),
+    });
+    output.result(&json, || {
+        let mut lines = vec![format!("{} · {}", args.source, dataset.kind())];
+        lines.extend(splits.iter().map(|(name, rows)| format!("  {name:<12} {} images", say::count(*rows))));
+        lines.push(format!("  {} classes: {}", dataset.classes().len(), some_of(dataset.classes())));
+        lines.extend(dataset.warnings().iter().map(|warning| format!("  warning: {warning}")));
+        lines.join("\n")
+    })
+}
+
+/// The first few of many names.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    match names.len() {
+        0..=SHOWN => names.join(", "),
+        many => format!("{}, and {} more", names[..SHOWN].join(", "), many - SHOWN),
+    }
+}

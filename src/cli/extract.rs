@@ -1,0 +1,77 @@
+//! `tlpipe extract`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::options::{ImageArgs, PipelineArgs};
+use super::say::{self, Output};
+use crate::pipeline::{self, Context, Extracted, Pipeline, StageOutcome};
+
+/// Arguments of `tlpipe extract`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:\n  tlpipe extract pipelines/cifar10.toml\n  \
+    tlpipe extract --data ./photos --model mobilenet_v2 --input-size 96 --features ./features")]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    pipeline: PipelineArgs,
+    #[command(flatten)]
+    images: ImageArgs,
+    /// Make the features anew, whatever is there.
+    #[arg(long)]
+    rebuild: bool,
+}
+
+/// Runs stage 1.
+pub fn main(args: &ExtractArgs, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+    let pipeline = args.pipeline.resolve(args.images.overrides())?;
+    let extracted = pipeline::extract(&pipeline, context, args.rebuild)?;
+    output.result(&as_json(&extracted), || summary(&pipeline, &extracted))
+}
+
+/// `rows, new, reused, quarantined, seconds, images_per_second, provider, key`.
+pub fn as_json(extracted: &Extracted) -> serde_json::Value {
+    let manifest = &extracted.manifest;
+    let figures = manifest.extraction.as_ref();
+    let ran = extracted.outcome == StageOutcome::Ran;
+    let rows: usize = manifest.shards.iter().map(|shard| shard.rows).sum();
+    json!({
+        "rows": rows,
+        "new": figures.filter(|_| ran).map_or(0, |figures| figures.new),
+        "reused": figures.filter(|_| ran).map_or(rows, |figures| figures.reused),
+        "quarantined": manifest.quarantined,
+        "seconds": figures.filter(|_| ran).map_or(0.0, |figures| figures.seconds),
+        "images_per_second": figures.map(|figures| figures.images_per_second),
+        "provider": figures.map(|figures| figures.provider.clone()),
+        "key": manifest.key,
+        "up_to_date": !ran,
+    })
+}
+
+/// One line on the store, a second one on what could not be used.
+pub fn summary(pipeline: &Pipeline, extracted: &Extracted) -> String {
+    let manifest = &extracted.manifest;
+    let rows: usize = manifest.shards.iter().map(|shard| shard.rows).sum();
+    let did = match (&manifest.extraction, extracted.outcome) {
+        (Some(figures), StageOutcome::Ran) if figures.reused == 0 => {
+            format!("{:.0} img/s on {}, {}", figures.images_per_second, figures.provider, say::seconds(figures.seconds))
+        }
+        (Some(figures), StageOutcome::Ran) => format!(
+            "{} new, {} reused, {}",
+            say::count(figures.new),
+            say::count(figures.reused),
+            say::seconds(figures.seconds)
+        ),
+        _ => "up to date".to_owned(),
+    };
+    let quarantined = match manifest.quarantined {
+        0 => "none quarantined".to_owned(),
+        some => format!("{} quarantined: see quarantine.parquet there", say::count(some)),
+    };
+    format!(
+        "  store     {} · {} rows x {} · {} · {did} · {quarantined}",
+        pipeline.features.display(),
+        say::count(rows),
+        say::count(manifest.dimension),
+        say::bytes(manifest.bytes()),
+    )
+}

@@ -1,0 +1,148 @@
+//! The command line: what is typed, what is printed. The only room that prints.
+
+mod data;
+mod doctor;
+mod extract;
+mod fit_head;
+mod models;
+mod options;
+mod progress;
+mod report;
+mod run;
+mod say;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::assets::Search;
+use crate::pipeline::{Context, Interrupted};
+use progress::Progress;
+
+/// Exit status of a command that was interrupted; what was done is kept.
+const INTERRUPTED: u8 = 130;
+
+/// Transfer learning on frozen image features: images in, classifier out.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tlpipe",
+    version,
+    max_term_width = 110,
+    after_help = "Examples:\n  \
+        tlpipe run pipelines/quickstart.toml                 everything, on images that tlpipe draws itself\n  \
+        tlpipe run --data ./photos --input-size 160          everything, on your own class folders\n  \
+        tlpipe fit-head tlpipe.toml --set head.epochs=30     another head on the same features, in a second"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Do as if started in this folder.
+    #[arg(short = 'C', long = "directory", global = true, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Never use the network.
+    #[arg(long, global = true)]
+    offline: bool,
+    /// One JSON object on stdout instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more (-vv: everything).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say only results and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// ONNX Runtime library to use (libonnxruntime.so).
+    #[arg(long, global = true, value_name = "PATH")]
+    onnxruntime: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every stage that is out of date, in order.
+    Run(run::RunArgs),
+    /// Stage 1: images -> feature store.
+    Extract(extract::ExtractArgs),
+    /// Stage 2: cached features -> head; opens neither images nor backbone.
+    FitHead(fit_head::FitHeadArgs),
+    /// Stage 3: run directory -> report.html, report.json, a table on the terminal.
+    Report(report::ReportArgs),
+    /// Models: list, fetch, inspect, cut.
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
+    /// Data sets: list, fetch, inspect, synth.
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// Which ONNX Runtime, providers, caches and assets would be used, and why.
+    Doctor,
+}
+
+/// Set by Ctrl-C and SIGTERM while an engine works that ends cleanly by itself.
+static STOP: AtomicBool = AtomicBool::new(false);
+/// Whether such an engine works; elsewhere a signal ends the process at once.
+static STOPPABLE: AtomicBool = AtomicBool::new(false);
+
+/// Parses the command line, runs the command, prints an error; the status is 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose);
+    if let Err(error) = watch_signals(&progress) {
+        progress.warn(&format!("Ctrl-C cannot be caught ({error}): it will end at once"));
+    }
+    let error = match dispatch(&cli, &progress) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(error) => error,
+    };
+    progress.clear();
+    if error.downcast_ref::<Interrupted>().is_some() {
+        say::error(&error.to_string());
+        return ExitCode::from(INTERRUPTED);
+    }
+    say::error(&say::chain(&error));
+    ExitCode::from(if error.downcast_ref::<options::Usage>().is_some() { 2 } else { 1 })
+}
+
+fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
+    if let Some(directory) = &cli.global.directory {
+        std::env::set_current_dir(directory).map_err(|error| anyhow::anyhow!("-C {}: {error}", directory.display()))?;
+    }
+    let observe = |event: crate::events::Event<'_>| progress.show(event);
+    let context = Context {
+        search: Search::from_env(cli.global.offline),
+        library: cli.global.onnxruntime.clone(),
+        observe: &observe,
+        stop: &STOP,
+        stoppable: &STOPPABLE,
+    };
+    let output = say::Output { json: cli.global.json, quiet: cli.global.quiet };
+    match &cli.command {
+        Command::Run(args) => run::main(args, &context, progress, output),
+        Command::Extract(args) => extract::main(args, &context, output),
+        Command::FitHead(args) => fit_head::main(args, &context, progress, output),
+        Command::Report(args) => report::main(args, &context, output),
+        Command::Models(command) => models::main(command, &context, output),
+        Command::Data(command) => data::main(command, &context, output),
+        Command::Doctor => doctor::main(&context, output),
+    }
+}
+
+/// The first signal asks a running engine to end cleanly; the second, or one at another time, ends the process.
+fn watch_signals(progress: &Progress) -> Result<(), ctrlc::Error> {
+    let progress = progress.clone();
+    ctrlc::set_handler(move || {
+        if !STOPPABLE.load(Ordering::Relaxed) || STOP.swap(true, Ordering::Relaxed) {
+            progress.clear();
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        progress.warn("stopping: what is done is being kept (again: stop at once)");
+    })
+}

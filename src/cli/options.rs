@@ -1,0 +1,168 @@
+//! The flags that stand for keys of the pipeline file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use toml::Value;
+
+use crate::pipeline::{Override, Pipeline, Settings};
+
+/// Wrong usage: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// The pipeline and what is laid over it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Pipeline")]
+pub struct PipelineArgs {
+    /// Pipeline file; `tlpipe.toml` where there is one and no other is named.
+    pipeline: Option<PathBuf>,
+    /// Set any key of the pipeline file, as in `--set head.learning_rate=3e-3`.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Override::parse)]
+    set: Vec<Override>,
+    /// Feature store folder [output.features].
+    #[arg(long, value_name = "DIR")]
+    features: Option<String>,
+    /// Run folder [output.run].
+    #[arg(long, value_name = "DIR")]
+    run: Option<String>,
+}
+
+/// Flags for the images and the backbone.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Images and backbone")]
+pub struct ImageArgs {
+    /// Images: a data set's name, or a path to class folders, Parquet, a table of paths, CIFAR binary [data.source].
+    #[arg(long, value_name = "SOURCE")]
+    data: Option<String>,
+    /// Column of the images or their paths [data.image_column].
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+    /// Column of the labels [data.label_column].
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// Column of the splits [data.split_column].
+    #[arg(long, value_name = "NAME")]
+    split_column: Option<String>,
+    /// Backbone: a model's name, or a path to any ONNX image classifier [backbone.model].
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Side of the input image, pixels [backbone.input_size].
+    #[arg(long, value_name = "PIXELS")]
+    input_size: Option<u32>,
+    /// How an image becomes square: squash, crop or pad [backbone.resize].
+    #[arg(long, value_name = "HOW")]
+    resize: Option<String>,
+    /// Tensor to read instead of the one before the classifier [backbone.cut].
+    #[arg(long, value_name = "TENSOR")]
+    cut: Option<String>,
+    /// Pixel values the backbone expects: tensorflow, imagenet, unit or raw [backbone.pixels].
+    #[arg(long, value_name = "SCALE")]
+    pixels: Option<String>,
+    /// What it runs on: cpu, cuda, cuda:N or auto [runtime.device].
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Threads; 0 is one a core [runtime.threads].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Images a batch of the backbone [runtime.batch].
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+}
+
+/// Flags for the head.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Head")]
+pub struct HeadArgs {
+    /// How the head is fitted: adam or linfa [head.solver].
+    #[arg(long, value_name = "SOLVER")]
+    solver: Option<String>,
+    /// Passes over the training rows [head.epochs].
+    #[arg(long, value_name = "N")]
+    epochs: Option<i64>,
+    /// Rows a step [head.batch_size].
+    #[arg(long, value_name = "N")]
+    batch_size: Option<i64>,
+    /// Adam's step size [head.learning_rate].
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// Share of the training rows that is held out, 0 to 1 [head.validation_split].
+    #[arg(long, value_name = "SHARE")]
+    validation_split: Option<f64>,
+    /// Which rows are held out: tail or stratified [head.split].
+    #[arg(long, value_name = "HOW")]
+    split: Option<String>,
+    /// Seed of the initial weights and the order of rows [head.seed].
+    #[arg(long, value_name = "N")]
+    seed: Option<i64>,
+}
+
+fn text(key: &str, value: Option<&String>) -> Option<Override> {
+    Some(Override { key: key.into(), value: Value::String(value?.clone()) })
+}
+
+fn integer(key: &str, value: Option<i64>) -> Option<Override> {
+    Some(Override { key: key.into(), value: Value::Integer(value?) })
+}
+
+fn number(key: &str, value: Option<f64>) -> Option<Override> {
+    Some(Override { key: key.into(), value: Value::Float(value?) })
+}
+
+impl ImageArgs {
+    /// The flags that were given.
+    pub fn overrides(&self) -> Vec<Override> {
+        let count = |value: Option<usize>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+        [
+            text("data.source", self.data.as_ref()),
+            text("data.image_column", self.image_column.as_ref()),
+            text("data.label_column", self.label_column.as_ref()),
+            text("data.split_column", self.split_column.as_ref()),
+            text("backbone.model", self.model.as_ref()),
+            integer("backbone.input_size", self.input_size.map(i64::from)),
+            text("backbone.resize", self.resize.as_ref()),
+            text("backbone.cut", self.cut.as_ref()),
+            text("backbone.pixels", self.pixels.as_ref()),
+            text("runtime.device", self.device.as_ref()),
+            integer("runtime.threads", count(self.threads)),
+            integer("runtime.batch", count(self.batch)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+impl HeadArgs {
+    /// The flags that were given.
+    pub fn overrides(&self) -> Vec<Override> {
+        [
+            text("head.solver", self.solver.as_ref()),
+            integer("head.epochs", self.epochs),
+            integer("head.batch_size", self.batch_size),
+            number("head.learning_rate", self.learning_rate),
+            number("head.validation_split", self.validation_split),
+            text("head.split", self.split.as_ref()),
+            integer("head.seed", self.seed),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+impl PipelineArgs {
+    /// The pipeline with every flag laid over it; `--set` wins over the named flags.
+    pub fn resolve(&self, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
+        const DEFAULT: &str = "tlpipe.toml";
+        let default = Path::new(DEFAULT);
+        let file = self.pipeline.as_deref().or_else(|| default.is_file().then_some(default));
+        let output = [text("output.features", self.features.as_ref()), text("output.run", self.run.as_ref())];
+        let overrides: Vec<Override> = flags.into_iter().chain(output.into_iter().flatten()).chain(self.set.iter().cloned()).collect();
+        if file.is_none() && overrides.is_empty() {
+            return Err(Usage(format!("no pipeline: there is no {DEFAULT} here; name a pipeline file, or give --data PATH")).into());
+        }
+        Ok(Pipeline::new(Settings::load(file, &overrides)?, file)?)
+    }
+}

@@ -1,0 +1,138 @@
+//! Events become bars and lines on stderr.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+use super::say;
+use crate::events::{Event, Unit};
+
+/// Shows what the engines tell. Cheap to clone; all clones share one display.
+#[derive(Clone)]
+pub struct Progress {
+    bars: MultiProgress,
+    tasks: Arc<Mutex<HashMap<String, ProgressBar>>>,
+    quiet: bool,
+    terminal: bool,
+}
+
+impl Progress {
+    /// Bars where stderr is a terminal; plain lines elsewhere; warnings alone where quiet.
+    pub fn new(quiet: bool, verbose: u8) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let target = if terminal && !quiet { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let progress = Self { bars: MultiProgress::with_draw_target(target), tasks: Arc::default(), quiet, terminal };
+        progress.log(verbose);
+        progress
+    }
+
+    fn log(&self, verbose: u8) {
+        let default = match verbose {
+            0 => "off",
+            1 => "tlpipe=debug",
+            _ => "trace",
+        };
+        let filter = EnvFilter::try_from_env("TLPIPE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+        let progress = self.clone();
+        // Only tests start a second one, and there the first does.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(say::colour_on_stderr())
+            .with_writer(move || Above(progress.clone()))
+            .without_time()
+            .try_init();
+    }
+
+    /// Shows one event.
+    pub fn show(&self, event: Event<'_>) {
+        match event {
+            Event::Started { task, total, unit } => self.start(task, total, unit),
+            Event::Advanced { task, done } => {
+                if let Some(bar) = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).get(task) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Finished { task } => self.finish(task),
+            Event::Noted(text) => self.note(&text),
+            Event::Warned(text) => self.warn(&text),
+        }
+    }
+
+    fn start(&self, task: &str, total: Option<u64>, unit: Unit) {
+        let template = match (unit, total) {
+            (Unit::Images, Some(_)) => "  {prefix:<12} {human_pos}/{human_len} {bar:24.cyan/dim} {per_sec} · {eta} left",
+            (Unit::Images, None) => "  {prefix:<12} {human_pos} {spinner} {per_sec}",
+            (Unit::Bytes, Some(_)) => "  {prefix} {bytes}/{total_bytes} {bar:24.cyan/dim} {bytes_per_sec} · {eta} left",
+            (Unit::Bytes, None) => "  {prefix} {bytes} {spinner} {bytes_per_sec}",
+        };
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let per_second = |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{:.0} img/s", state.per_sec());
+        };
+        let style = if unit == Unit::Images { style.with_key("per_sec", per_second) } else { style };
+        let bar = self.bars.add(ProgressBar::new(total.unwrap_or(0)).with_style(style.progress_chars("━━─")));
+        bar.set_prefix(task.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(task.to_owned(), bar);
+    }
+
+    fn finish(&self, task: &str) {
+        let bar = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(task);
+        if let Some(bar) = bar {
+            let (done, seconds) = (bar.position(), bar.elapsed().as_secs_f64());
+            bar.finish_and_clear();
+            #[allow(clippy::cast_precision_loss)]
+            let rate = done as f64 / seconds.max(1e-9);
+            let done = say::count(usize::try_from(done).unwrap_or(usize::MAX));
+            self.note(&format!("  {task:<12} {done}   {rate:.0}/s   {}", say::seconds(seconds)));
+        }
+    }
+
+    /// A line that is not a result.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.write(text);
+        }
+    }
+
+    /// A line to look at, whatever is quiet.
+    pub fn warn(&self, text: &str) {
+        let (on, off) = if say::colour_on_stderr() { ("\x1b[33m", "\x1b[0m") } else { ("", "") };
+        self.write(&format!("{on}warning:{off} {text}"));
+    }
+
+    /// Takes the bars away.
+    pub fn clear(&self) {
+        // Nothing is left to draw on where this fails.
+        let _ = self.bars.clear();
+    }
+
+    fn write(&self, text: &str) {
+        self.bars.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
+    }
+
+    /// Whether a person looks at stderr.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal && !self.quiet
+    }
+}
+
+/// Log lines go above the bars.
+struct Above(Progress);
+
+impl std::io::Write for Above {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.bars.suspend(|| std::io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}

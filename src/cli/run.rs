@@ -1,0 +1,79 @@
+//! `tlpipe run`.
+
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use super::options::{HeadArgs, ImageArgs, PipelineArgs};
+use super::progress::Progress;
+use super::say::{self, Output};
+use super::{extract, fit_head, report};
+use crate::pipeline::{self, Context, StageOutcome};
+
+/// Arguments of `tlpipe run`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:\n  tlpipe run pipelines/quickstart.toml\n  tlpipe run pipelines/cifar10.toml --input-size 160\n  \
+    tlpipe run --data ./photos --features features/photos --run runs/photos")]
+pub struct RunArgs {
+    #[command(flatten)]
+    pipeline: PipelineArgs,
+    #[command(flatten)]
+    images: ImageArgs,
+    #[command(flatten)]
+    head: HeadArgs,
+    /// Make the features anew, whatever is there.
+    #[arg(long)]
+    rebuild: bool,
+}
+
+/// Runs every stage that is out of date.
+pub fn main(args: &RunArgs, context: &Context<'_>, progress: &Progress, output: Output) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let pipeline = args.pipeline.resolve(args.images.overrides().into_iter().chain(args.head.overrides()))?;
+    let tell = |text: String| if output.json || output.quiet { Ok(()) } else { say::line(&text) };
+
+    let extracted = pipeline::extract(&pipeline, context, args.rebuild)?;
+    let extract_seconds = started.elapsed().as_secs_f64();
+    tell(stage("extract", extracted.outcome, extract_seconds))?;
+    tell(extract::summary(&pipeline, &extracted))?;
+
+    let fit_started = Instant::now();
+    let fit = fit_head::fit(&pipeline, context, progress, false)?;
+    let fit_seconds = fit_started.elapsed().as_secs_f64();
+    tell(stage("fit-head", fit.outcome, fit_seconds))?;
+    tell(fit_head::summary(&pipeline, &fit))?;
+
+    let report_started = Instant::now();
+    let reported = pipeline::report(&pipeline, context, false)?;
+    let report_seconds = report_started.elapsed().as_secs_f64();
+    tell(stage("report", reported.outcome, report_seconds))?;
+    tell(report::summary(&reported))?;
+
+    let seconds = started.elapsed().as_secs_f64();
+    let idle = [extracted.outcome, fit.outcome, reported.outcome].iter().all(|outcome| *outcome == StageOutcome::UpToDate);
+    let result = json!({
+        "extract": extract::as_json(&extracted),
+        "fit_head": fit.metrics,
+        "report": { "html": reported.html, "json": reported.json },
+        "seconds": { "extract": extract_seconds, "fit_head": fit_seconds, "report": report_seconds, "all": seconds },
+        "up_to_date": idle,
+    });
+    output.result(&result, || {
+        if idle {
+            return format!("Everything is up to date ({}).", say::seconds(seconds));
+        }
+        format!(
+            "{} in all. Another head on these features takes a second: tlpipe fit-head{} --set head.learning_rate=3e-3",
+            say::seconds(seconds),
+            pipeline.argument()
+        )
+    })
+}
+
+fn stage(name: &str, outcome: StageOutcome, seconds: f64) -> String {
+    match outcome {
+        StageOutcome::Ran => format!("{name:<9} done in {}", say::seconds(seconds)),
+        StageOutcome::UpToDate => format!("{name:<9} up to date"),
+    }
+}

@@ -1,0 +1,123 @@
+//! Words and numbers on the terminal.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+/// How results are to be printed.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// One JSON object on stdout, nothing else.
+    pub json: bool,
+    /// No lines that are not results.
+    pub quiet: bool,
+}
+
+impl Output {
+    /// Prints a result: as JSON where that is asked for, else as the text that `text` makes.
+    pub fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let shown = if self.json { serde_json::to_string_pretty(value)? } else { text() };
+        line(&shown)
+    }
+}
+
+/// Writes a line to stdout. A reader that has gone (`| head`) is no error.
+pub fn line(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// Writes an error to stderr.
+pub fn error(text: &str) {
+    let colour = colour_on_stderr();
+    let (on, off) = if colour { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{on}error:{off} {text}");
+}
+
+/// An error with its causes, each once.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// Whether stderr takes colours (<https://no-color.org>).
+pub fn colour_on_stderr() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// `60000` -> `60,000`.
+pub fn count(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `310000000` -> `310 MB`.
+#[allow(clippy::cast_precision_loss)]
+pub fn bytes(number: u64) -> String {
+    match number {
+        0..1_000 => format!("{number} B"),
+        1_000..1_000_000 => format!("{:.0} kB", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", number as f64 / 1e6),
+        _ => format!("{:.1} GB", number as f64 / 1e9),
+    }
+}
+
+/// `0.0456` -> `0.05 s`, `75.2` -> `1 min 15 s`.
+pub fn seconds(number: f64) -> String {
+    if number >= 60.0 {
+        format!("{:.0} min {:.0} s", (number / 60.0).floor(), number % 60.0)
+    } else if number >= 10.0 {
+        format!("{number:.0} s")
+    } else if number >= 1.0 {
+        format!("{number:.1} s")
+    } else {
+        format!("{number:.2} s")
+    }
+}
+
+/// A table without borders: the first column left, the others as they come.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!([0, 999, 1000, 60000, 1234567].map(count), ["0", "999", "1,000", "60,000", "1,234,567"]);
+        assert_eq!([5, 1500, 310_000_000, 5_120_000_000].map(bytes), ["5 B", "2 kB", "310 MB", "5.1 GB"]);
+        assert_eq!([0.046, 1.26, 36.4, 75.2].map(seconds), ["0.05 s", "1.3 s", "36 s", "1 min 15 s"]);
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow::anyhow!("b.png: empty").context("b.png: empty").context("extract");
+        assert_eq!(chain(&error), "extract: b.png: empty");
+    }
+}

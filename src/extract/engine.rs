@@ -1,0 +1,402 @@
+//! The engine: records -> decode, resize, normalize, infer -> store.
+//!
+//! ```text
+//! reader ──batches──▶ worker 1..n (read, hash, decode, resize, normalize, session.run) ──results──▶ collector ──▶ shards
+//!    ▲                                                                                                  │
+//!    └────────────────────────── permits: at most PER_WORKER x n batches under way ─────────────────────┘
+//! ```
+//!
+//! A worker carries a batch through every step on one core, with a session of one thread of its own: the cores share nothing
+//! but the two queues, and whichever step is slow, all of them work on it.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::{Backbone, ExtractError};
+use crate::dataset::{Dataset, DatasetError, Record};
+use crate::events::{Event, Observer, Unit};
+use crate::image::{ImageSpec, Preprocessor};
+use crate::runtime::{Device, Runtime, Session, SessionOptions};
+use crate::store::{
+    Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StoreError, StoreWriter, Target,
+};
+
+/// Batches under way for each worker, the one it works on included.
+const PER_WORKER: usize = 4;
+
+/// Everything an extraction needs.
+pub struct Plan<'a> {
+    /// The images.
+    pub dataset: &'a Dataset,
+    /// How the store records where they come from.
+    pub source: SourceRecord,
+    /// The frozen network.
+    pub backbone: &'a Backbone,
+    /// How an image becomes its input.
+    pub spec: ImageSpec,
+    /// Where the features go.
+    pub features: PathBuf,
+    /// Drop what is there, whatever its key.
+    pub rebuild: bool,
+    /// What the network runs on.
+    pub device: Device,
+    /// Worker threads.
+    pub threads: usize,
+    /// Images a batch.
+    pub batch: usize,
+}
+
+/// How an extraction ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Every image was looked at.
+    Finished(Manifest),
+    /// It was asked to stop; what was done is recorded.
+    Interrupted {
+        /// Images looked at.
+        done: usize,
+        /// Images of the source.
+        total: usize,
+    },
+}
+
+/// A batch on its way to a worker.
+struct Batch {
+    number: usize,
+    records: Vec<Record>,
+}
+
+/// What became of one image.
+enum Outcome {
+    Row { split: Arc<str>, row: Row, embedding: Embedding },
+    Quarantined(Quarantined),
+}
+
+/// What came back from a worker.
+struct Done {
+    number: usize,
+    outcomes: Result<Vec<Outcome>, ExtractError>,
+}
+
+/// Runs every image of the source that the store does not hold yet.
+///
+/// # Errors
+/// When the source cannot be read, the store cannot be written, or the network fails. What was done until then is recorded.
+pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: &AtomicBool) -> Result<Ended, ExtractError> {
+    let started = Instant::now();
+    let sessions = sessions(plan, runtime)?;
+    let provider = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).provider().to_owned();
+    let target = Target {
+        dir: plan.features.clone(),
+        key_parts: plan.backbone.key_parts(&plan.spec, plan.device.provider_class(&provider)),
+        classes: plan.dataset.classes().to_vec(),
+        dimension: plan.backbone.width(),
+        source: plan.source.clone(),
+    };
+    let mut writer = StoreWriter::open(target, plan.rebuild)?;
+    for reason in writer.damaged() {
+        observe(Event::Warned(format!("{reason}; its rows are made anew")));
+    }
+    let index = writer.index();
+    let failed = AtomicBool::new(false);
+    let halted = || stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed);
+    let under_way = plan.threads * PER_WORKER;
+    let (to_workers, batches) = sync_channel::<Batch>(under_way);
+    let (to_collector, results) = sync_channel::<Done>(under_way);
+    let (take_permit, give_permit) = sync_channel::<()>(under_way);
+    let batches = Mutex::new(batches);
+    let mut tally = Tally::new(plan, observe);
+    let outcome = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(plan, to_workers, take_permit, &halted));
+        for worker in 0..plan.threads {
+            let (results, batches, index) = (to_collector.clone(), &batches, &index);
+            let session = &sessions[worker % sessions.len()];
+            scope.spawn(move || work(plan, session, index, batches, &results));
+        }
+        drop(to_collector);
+        let collected = collect(&mut writer, &mut tally, results, &give_permit);
+        failed.store(collected.is_err(), Ordering::Relaxed);
+        drop(give_permit);
+        let read = reader.join().map_err(|_| ExtractError::Worker)?;
+        collected.and(read.map_err(ExtractError::from))
+    });
+    if let Err(error) = outcome {
+        writer.pause()?;
+        return Err(error);
+    }
+    if stop.load(Ordering::Relaxed) && tally.done() < tally.total {
+        writer.pause()?;
+        return Ok(Ended::Interrupted { done: tally.done(), total: tally.total });
+    }
+    let usable = tally.new + tally.reused;
+    let extraction = tally.finish(plan, runtime, provider, started.elapsed().as_secs_f64());
+    let looked_at = usable + extraction.quarantined;
+    let manifest = writer.finish(extraction)?;
+    if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(manifest)) }
+}
+
+/// One session of one thread a worker on a CPU; on a GPU one session, since its workers only prepare batches.
+fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, ExtractError> {
+    let options = SessionOptions { device: plan.device, threads: 1 };
+    let mut sessions = vec![Mutex::new(runtime.session(plan.backbone.model(), &options)?)];
+    let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).on_cpu();
+    while on_cpu && sessions.len() < plan.threads {
+        sessions.push(Mutex::new(runtime.session(plan.backbone.model(), &options)?));
+    }
+    Ok(sessions)
+}
+
+/// Feeds the workers, split by split, in the order of the source.
+fn read(
+    plan: &Plan<'_>,
+    workers: SyncSender<Batch>,
+    permits: SyncSender<()>,
+    halted: &dyn Fn() -> bool,
+) -> Result<(), DatasetError> {
+    let mut number = 0;
+    // A closed channel means that the other side gave up and will say why.
+    let mut send = |records: Vec<Record>| {
+        let sent = permits.send(()).is_ok() && workers.send(Batch { number, records }).is_ok();
+        number += 1;
+        sent
+    };
+    for split in plan.dataset.splits() {
+        let mut records = Vec::with_capacity(plan.batch);
+        for record in plan.dataset.records(&split.name)? {
+            if halted() {
+                return Ok(());
+            }
+            records.push(record?);
+            if records.len() == plan.batch && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.batch))) {
+                return Ok(());
+            }
+        }
+        if !records.is_empty() && !send(records) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn work(plan: &Plan<'_>, session: &Mutex<Session>, index: &Index, batches: &Mutex<Receiver<Batch>>, results: &SyncSender<Done>) {
+    let mut preprocessor = Preprocessor::new(&plan.spec);
+    let mut tensor = Vec::new();
+    loop {
+        let next = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Batch { number, records }) = next else { return };
+        // A panic must not leave the others waiting for this batch.
+        let carried = catch_unwind(AssertUnwindSafe(|| batch(plan, session, index, &mut preprocessor, &mut tensor, records)));
+        let outcomes = carried.unwrap_or(Err(ExtractError::Worker));
+        if results.send(Done { number, outcomes }).is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries one batch through every step.
+fn batch(
+    plan: &Plan<'_>,
+    session: &Mutex<Session>,
+    index: &Index,
+    preprocessor: &mut Preprocessor,
+    tensor: &mut Vec<f32>,
+    records: Vec<Record>,
+) -> Result<Vec<Outcome>, ExtractError> {
+    let image_len = plan.spec.tensor_len();
+    let mut outcomes = Vec::with_capacity(records.len());
+    let mut fresh = Vec::with_capacity(records.len());
+    tensor.clear();
+    for record in records {
+        let Record { id, split, label, image } = record;
+        let quarantined = |id, split: Arc<str>, error, content_hash| {
+            Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
+        };
+        let bytes = match image.read() {
+            Ok(bytes) => bytes,
+            Err(reason) => {
+                outcomes.push(quarantined(id, split, reason, None));
+                continue;
+            }
+        };
+        let content_hash = blake3::hash(&bytes).to_hex().to_string();
+        if let Some((place, old)) = index.find(&split, &id, &content_hash) {
+            let row = Row { id, label, content_hash, width: old.width, height: old.height };
+            outcomes.push(Outcome::Row { split, row, embedding: Embedding::Reused(place) });
+            continue;
+        }
+        let slot = tensor.len();
+        tensor.resize(slot + image_len, 0.0);
+        // A decoder that panics on hostile bytes costs that image, not the run.
+        let prepared = catch_unwind(AssertUnwindSafe(|| preprocessor.run(&bytes, &mut tensor[slot..])));
+        match prepared {
+            Ok(Ok((width, height))) => {
+                fresh.push(outcomes.len());
+                let size = |pixels| i32::try_from(pixels).unwrap_or(i32::MAX);
+                let row = Row { id, label, content_hash, width: size(width), height: size(height) };
+                outcomes.push(Outcome::Row { split, row, embedding: Embedding::New(Vec::new()) });
+            }
+            failed => {
+                tensor.truncate(slot);
+                *preprocessor = Preprocessor::new(&plan.spec);
+                let reason = failed.map_or_else(|_| "the decoder failed on it".into(), |result| reason(result.err()));
+                outcomes.push(quarantined(id, split, reason, Some(content_hash)));
+            }
+        }
+    }
+    if !fresh.is_empty() {
+        let features = infer(plan, session, tensor, fresh.len())?;
+        for (&place, values) in fresh.iter().zip(features.chunks_exact(plan.backbone.width())) {
+            let Some(Outcome::Row { split, row, embedding }) = outcomes.get_mut(place) else { continue };
+            if values.iter().any(|value| !value.is_finite()) {
+                let model = plan.backbone.file().to_path_buf();
+                return Err(ExtractError::NotFinite { model, split: split.to_string(), id: row.id.clone() });
+            }
+            *embedding = Embedding::New(values.to_vec());
+        }
+    }
+    Ok(outcomes)
+}
+
+fn reason(error: Option<crate::image::ImageError>) -> String {
+    error.map_or_else(String::new, |error| error.to_string())
+}
+
+fn infer(plan: &Plan<'_>, session: &Mutex<Session>, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
+    let features = session.lock().unwrap_or_else(PoisonError::into_inner).run(tensor, plan.spec.shape(images))?;
+    let expected = plan.backbone.width();
+    if features.len() != images * expected {
+        let model = plan.backbone.file().to_path_buf();
+        return Err(ExtractError::Width { model, found: features.len() / images, expected });
+    }
+    Ok(features)
+}
+
+/// Puts the results back in order and into the store.
+fn collect(
+    writer: &mut StoreWriter,
+    tally: &mut Tally<'_>,
+    results: Receiver<Done>,
+    permits: &Receiver<()>,
+) -> Result<(), ExtractError> {
+    let mut early = BTreeMap::new();
+    let mut next = 0;
+    for Done { number, outcomes } in results {
+        early.insert(number, outcomes?);
+        while let Some(outcomes) = early.remove(&next) {
+            for outcome in outcomes {
+                tally.count(&outcome);
+                store(writer, outcome)?;
+            }
+            tally.advance();
+            next += 1;
+            // Cannot fail while the reader lives, and where it does not, nothing waits for the permit.
+            let _ = permits.recv();
+        }
+    }
+    Ok(())
+}
+
+fn store(writer: &mut StoreWriter, outcome: Outcome) -> Result<(), StoreError> {
+    match outcome {
+        Outcome::Row { split, row, embedding } => writer.push(&split, row, embedding),
+        Outcome::Quarantined(image) => {
+            writer.quarantine(image);
+            Ok(())
+        }
+    }
+}
+
+/// Counts, and tells the observer.
+struct Tally<'a> {
+    observe: Observer<'a>,
+    expected: Vec<(Arc<str>, usize)>,
+    total: usize,
+    split: Option<(String, usize, Instant)>,
+    splits: Vec<SplitFigures>,
+    new: usize,
+    reused: usize,
+    quarantined: usize,
+}
+
+impl<'a> Tally<'a> {
+    fn new(plan: &Plan<'_>, observe: Observer<'a>) -> Self {
+        let expected: Vec<_> = plan.dataset.splits().iter().map(|split| (Arc::clone(&split.name), split.rows)).collect();
+        let total = expected.iter().map(|(_, rows)| rows).sum();
+        Self { observe, expected, total, split: None, splits: Vec::new(), new: 0, reused: 0, quarantined: 0 }
+    }
+
+    fn done(&self) -> usize {
+        self.new + self.reused + self.quarantined
+    }
+
+    fn count(&mut self, outcome: &Outcome) {
+        let (split, rows) = match outcome {
+            Outcome::Row { split, .. } => (split.as_ref(), 1),
+            Outcome::Quarantined(image) => (image.split.as_str(), 0),
+        };
+        if self.split.as_ref().is_none_or(|(name, ..)| name != split) {
+            self.close();
+            let total = self.expected.iter().find(|(name, _)| name.as_ref() == split).map(|(_, rows)| *rows as u64);
+            (self.observe)(Event::Started { task: split, total, unit: Unit::Images });
+            self.split = Some((split.to_owned(), 0, Instant::now()));
+            self.splits.push(SplitFigures { split: split.to_owned(), rows: 0, seconds: 0.0 });
+        }
+        if let Some((_, done, _)) = &mut self.split {
+            *done += 1;
+        }
+        if let Some(figures) = self.splits.last_mut() {
+            figures.rows += rows;
+        }
+        match outcome {
+            Outcome::Row { embedding: Embedding::New(_), .. } => self.new += 1,
+            Outcome::Row { embedding: Embedding::Reused(_), .. } => self.reused += 1,
+            Outcome::Quarantined(image) => {
+                self.quarantined += 1;
+                tracing::warn!(target: "tlpipe::quarantine", "{}/{}: {}", image.split, image.id, image.error);
+            }
+        }
+    }
+
+    fn advance(&self) {
+        if let Some((split, done, _)) = &self.split {
+            (self.observe)(Event::Advanced { task: split, done: *done as u64 });
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some((split, _, started)) = self.split.take() {
+            if let Some(figures) = self.splits.last_mut() {
+                figures.seconds = started.elapsed().as_secs_f64();
+            }
+            (self.observe)(Event::Finished { task: &split });
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, provider: String, seconds: f64) -> Extraction {
+        self.close();
+        Extraction {
+            rows: self.new + self.reused,
+            new: self.new,
+            reused: self.reused,
+            quarantined: self.quarantined,
+            seconds,
+            images_per_second: self.new as f64 / seconds.max(1e-9),
+            provider,
+            runtime: runtime.version().to_owned(),
+            threads: plan.threads,
+            batch: plan.batch,
+            model: plan.backbone.name().to_owned(),
+            model_file: plan.backbone.file().display().to_string(),
+            model_sha256: plan.backbone.sha256().to_owned(),
+            cut_reason: plan.backbone.cut_reason(),
+            splits: self.splits,
+            tlpipe: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Stage 1: images through the frozen backbone into the feature store.
+
+mod backbone;
+mod engine;
+
+use std::path::PathBuf;
+
+pub use backbone::{Backbone, BackboneError};
+pub use engine::{Ended, Plan, extract};
+
+use crate::dataset::DatasetError;
+use crate::runtime::RuntimeError;
+use crate::store::StoreError;
+
+/// What can stop an extraction. An image that cannot be used does not: it is quarantined.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    /// The source cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The store cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// ONNX Runtime failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The backbone's answer is not what was declared.
+    #[error("{model}: the cut gives {found} values an image, {expected} were expected; name another tensor with --cut")]
+    Width {
+        /// The ONNX file.
+        model: PathBuf,
+        /// Values an image that came.
+        found: usize,
+        /// Values an image that were declared.
+        expected: usize,
+    },
+    /// The backbone gave values that are no numbers.
+    #[error(
+        "{model}: the features of {split}/{id} hold NaN or infinite values; the backbone or its preprocessing is wrong \
+         (tlpipe models inspect shows both)"
+    )]
+    NotFinite {
+        /// The ONNX file.
+        model: PathBuf,
+        /// Split of the image.
+        split: String,
+        /// The image.
+        id: String,
+    },
+    /// A worker thread ended without an answer.
+    #[error("a worker thread stopped unexpectedly; what was recorded is kept, run tlpipe extract again to go on")]
+    Worker,
+    /// Not one image of the source could be used.
+    #[error("none of the {0} images could be used; quarantine.parquet in the feature store says why for each")]
+    NothingUsable(usize),
+}

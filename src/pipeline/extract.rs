@@ -1,0 +1,144 @@
+//! Stage 1 of a pipeline.
+
+use std::path::Path;
+
+use super::{Context, DataSettings, Interrupted, Pipeline, PipelineError};
+use crate::assets::Finder;
+use crate::dataset::{Dataset, SourceOptions, synth};
+use crate::events::Event;
+use crate::extract::{Backbone, Ended, Plan, extract as run_engine};
+use crate::image::ImageSpec;
+use crate::runtime::{Device, Runtime, locate};
+use crate::store::{Manifest, SourceRecord};
+
+/// Whether a stage had anything to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageOutcome {
+    /// It ran.
+    Ran,
+    /// Nothing had changed.
+    UpToDate,
+}
+
+/// What stage 1 leaves.
+#[derive(Clone, Debug)]
+pub struct Extracted {
+    /// Whether it ran.
+    pub outcome: StageOutcome,
+    /// The store.
+    pub manifest: Manifest,
+}
+
+/// Opens the images that a pipeline names.
+///
+/// # Errors
+/// When none is named, or they cannot be found or read.
+pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Dataset, PipelineError> {
+    let source = data.source.as_deref().ok_or(PipelineError::NoSource)?;
+    let paths = if source == synth::NAME {
+        vec![synth::ensure(&context.search.cache)?]
+    } else {
+        Finder::new(context.search.clone())?.dataset(source, context.observe)?.paths
+    };
+    let options = SourceOptions {
+        image_column: data.image_column.clone(),
+        label_column: data.label_column.clone(),
+        split_column: data.split_column.clone(),
+    };
+    Ok(Dataset::open(&paths, &options)?)
+}
+
+/// Brings the feature store up to date; with `rebuild`, makes it anew whatever is there.
+///
+/// # Errors
+/// When the images, the backbone, ONNX Runtime or the store cannot be used, or the user stopped it.
+pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Result<Extracted, PipelineError> {
+    let settings = &pipeline.settings;
+    let device: Device = settings
+        .runtime
+        .device
+        .parse()
+        .map_err(|reason| PipelineError::Settings { origin: "runtime.device".into(), reason })?;
+    let dataset = open_dataset(&settings.data, context)?;
+    let backbone = backbone(pipeline, context)?;
+    let spec = ImageSpec {
+        side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
+        resize: settings.backbone.resize,
+        pixels: backbone.pixels().clone(),
+    };
+    backbone.check_side(spec.side)?;
+    let source = SourceRecord {
+        name: settings.data.source.clone().unwrap_or_default(),
+        kind: dataset.kind().to_owned(),
+        fingerprint: dataset.fingerprint(),
+        sorted_by_class: dataset.sorted_by_class(),
+    };
+    if !rebuild && let Some(manifest) = up_to_date(&pipeline.features, &backbone, &spec, device, &source, dataset.classes()) {
+        return Ok(Extracted { outcome: StageOutcome::UpToDate, manifest });
+    }
+    for warning in dataset.warnings().iter().chain(backbone.assumptions()).chain(&backbone.warnings_at(spec.side)) {
+        (context.observe)(Event::Warned(warning.clone()));
+    }
+    let runtime = Runtime::start(&locate(&context.runtime_options(), context.observe)?)?;
+    let threads = match settings.runtime.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    (context.observe)(Event::Noted(format!(
+        "extract   {} · {} {} · {} px · {device}, ONNX Runtime {}, {threads} thread{}",
+        source.name,
+        backbone.name(),
+        backbone.cut_reason(),
+        spec.side,
+        runtime.version(),
+        if threads == 1 { "" } else { "s" },
+    )));
+    let plan = Plan {
+        dataset: &dataset,
+        source,
+        backbone: &backbone,
+        spec,
+        features: pipeline.features.clone(),
+        rebuild,
+        device,
+        threads,
+        batch: settings.runtime.batch.max(1),
+    };
+    match context.stoppable(|| run_engine(&plan, &runtime, context.observe, context.stop))? {
+        Ended::Finished(manifest) => Ok(Extracted { outcome: StageOutcome::Ran, manifest }),
+        Ended::Interrupted { done, total } => Err(Interrupted(format!(
+            "stopped after {done} of {total} images; they are kept, go on with: tlpipe extract{}",
+            pipeline.argument()
+        ))
+        .into()),
+    }
+}
+
+fn backbone(pipeline: &Pipeline, context: &Context<'_>) -> Result<Backbone, PipelineError> {
+    let settings = &pipeline.settings.backbone;
+    let located = Finder::new(context.search.clone())?.model(&settings.model, context.observe)?;
+    Ok(Backbone::load(&located, settings)?)
+}
+
+/// The store as it is, where it already holds what is asked for.
+fn up_to_date(
+    features: &Path,
+    backbone: &Backbone,
+    spec: &ImageSpec,
+    device: Device,
+    source: &SourceRecord,
+    classes: &[String],
+) -> Option<Manifest> {
+    // Where the manifest cannot be read, the writer says why.
+    let manifest = Manifest::read(features).ok()?;
+    // `auto` takes what it gets, so it is content with what there is.
+    let class = if device == Device::Auto { manifest.key_parts.provider.clone() } else { device.to_string() };
+    let class = class.split(':').next().unwrap_or_default();
+    let current = manifest.complete
+        && manifest.key_parts == backbone.key_parts(spec, class)
+        && manifest.source == *source
+        && manifest.classes == classes
+        && !manifest.shards.is_empty()
+        && manifest.shards_present(features);
+    current.then_some(manifest)
+}

@@ -1,0 +1,216 @@
+//! Stage 2 of a pipeline: it opens the feature store and the run directory, nothing else.
+
+use std::ops::{ControlFlow, Range};
+use std::time::Instant;
+
+use linfa::ParamGuard as _;
+use ndarray::{Array2, Axis};
+
+use super::extract::StageOutcome;
+use super::{Context, Interrupted, Pipeline, PipelineError};
+use crate::evaluate;
+use crate::events::Event;
+use crate::head::{self, Fitted, Head, HeadError, HeadParams, HoldOut};
+use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
+use crate::store::{SplitFeatures, Store};
+
+/// What stage 2 leaves.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// Whether it ran.
+    pub outcome: StageOutcome,
+    /// Content of `metrics.json`.
+    pub metrics: Metrics,
+}
+
+/// Called after each epoch; may end the fit.
+pub type OnEpoch<'a> = &'a mut dyn FnMut(&EpochRecord) -> ControlFlow<()>;
+
+const FILES: [&str; 4] = ["head.safetensors", "history.csv", "predictions.parquet", "pipeline.toml"];
+
+/// Fits the head on the cached features and scores it. Unless `always`, a run that fits the store and the settings is kept.
+///
+/// # Errors
+/// When the features, the settings of the head or the run directory cannot be used, or the user stopped it.
+pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epoch: OnEpoch<'_>) -> Result<Fit, PipelineError> {
+    let params = &pipeline.settings.head;
+    let checked = params.clone().check()?;
+    let store = Store::open(&pipeline.features)?;
+    let run = RunDir::new(&pipeline.run);
+    let settings = serde_json::to_value(params).unwrap_or_default();
+    let fit_key = fit_key(&store, &settings);
+    if !always
+        && let Ok(metrics) = run.metrics()
+        && metrics.fit_key == fit_key
+        && FILES.iter().all(|name| run.file(name).is_file())
+    {
+        return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
+    }
+    let manifest = store.manifest();
+    let started = Instant::now();
+    let rows = Rows::load(&store, params.split)?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let division = rows.divide(&store, params)?;
+    for warning in &division.warnings {
+        (context.observe)(Event::Warned(warning.clone()));
+    }
+    let classes = &manifest.classes;
+    let y: Vec<usize> = rows.fitting.labels.iter().map(|label| label.and_then(|l| usize::try_from(l).ok()).unwrap_or(0)).collect();
+    (context.observe)(Event::Noted(format!(
+        "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
+        manifest.dimension,
+        classes.len(),
+        params.solver,
+        division.train.len(),
+        division.holdout.len(),
+        division.kind
+    )));
+    let mut stopped = false;
+    let mut watch = |record: &EpochRecord| {
+        let flow = on_epoch(record);
+        stopped = flow.is_break();
+        flow
+    };
+    let started = Instant::now();
+    let fitted = context.stoppable(|| {
+        head::fit(&checked, rows.fitting.embeddings.view(), &y, &division.train, &division.holdout, classes, &mut watch)
+    });
+    let fit_seconds = started.elapsed().as_secs_f64();
+    let mut fitted = fitted.map_err(|error| rows.name(error))?;
+    if stopped {
+        return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
+    }
+    fitted.head.store_key.clone_from(&manifest.key);
+
+    let mut predictions = Predictions::default();
+    let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Option<SplitScore> {
+        let logits = logits(&fitted.head, features, rows);
+        let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels[row]).collect();
+        let score = evaluate::score(logits.view(), &labels);
+        predictions.ids.extend(rows.iter().map(|&row| features.ids[row].clone()));
+        predictions.splits.extend(rows.iter().map(|_| name.to_owned()));
+        predictions.labels.extend(labels);
+        predictions.probabilities.extend(head::softmax(logits).iter());
+        score
+    };
+    let train = score(&rows.fitting, &division.train, "train");
+    let validation = score(&rows.fitting, &division.holdout, "validation");
+    let test = rows.test.as_ref().and_then(|test| score(test, &(0..test.ids.len()).collect::<Vec<_>>(), "test"));
+    let metrics = Metrics {
+        schema: METRICS_SCHEMA,
+        store_key: manifest.key.clone(),
+        fit_key,
+        solver: params.solver.to_string(),
+        epochs: fitted.epochs,
+        fit_seconds,
+        load_seconds,
+        features: manifest.dimension,
+        classes: classes.clone(),
+        split: SplitRecord {
+            kind: division.kind,
+            fraction: params.validation_split,
+            train: division.train.len(),
+            holdout: division.holdout.len(),
+        },
+        train,
+        validation,
+        test,
+        head: settings,
+    };
+    write(&run, pipeline, &fitted, &predictions, &metrics)?;
+    Ok(Fit { outcome: StageOutcome::Ran, metrics })
+}
+
+/// Everything a later fit would have to change for its outcome to differ.
+fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [&store.manifest().digest(), &settings.to_string(), env!("CARGO_PKG_VERSION"), &METRICS_SCHEMA.to_string()] {
+        hasher.update(part.as_bytes());
+        hasher.update(&[0]);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The rows in memory: those to fit on with those held out, and those to score at the end.
+struct Rows {
+    fitting: SplitFeatures,
+    /// Rows of `fitting` that the source itself sets aside for validation.
+    validation: Range<usize>,
+    test: Option<SplitFeatures>,
+}
+
+/// Which rows of `Rows::fitting` are for what.
+struct Division {
+    train: Vec<usize>,
+    holdout: Vec<usize>,
+    kind: String,
+    warnings: Vec<String>,
+}
+
+impl Rows {
+    /// Loads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
+    fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
+        let present = store.manifest().splits();
+        let has = |name: &str| present.iter().any(|split| split == name);
+        let own = asked.is_none() && has("validation");
+        let fitting = store.load(if own { &["train", "validation"] } else { &["train"] })?;
+        let first = if own { store.manifest().rows("train") } else { fitting.ids.len() };
+        let validation = first..fitting.ids.len();
+        let test = if has("test") { Some(store.load(&["test"])?) } else { None };
+        Ok(Self { fitting, validation, test })
+    }
+
+    fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
+        let classes = &store.manifest().classes;
+        let labelled = |rows: Range<usize>| rows.filter(|&row| self.fitting.labels[row].is_some()).collect::<Vec<_>>();
+        let train = labelled(0..self.validation.start);
+        let unlabelled = self.validation.start - train.len();
+        let mut division = if self.validation.is_empty() {
+            let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
+            let kind = params.split.unwrap_or(default);
+            let ids: Vec<&str> = train.iter().map(|&row| self.fitting.ids[row].as_str()).collect();
+            let labels: Vec<usize> = train.iter().filter_map(|&row| usize::try_from(self.fitting.labels[row]?).ok()).collect();
+            let split = head::hold_out(kind, params.validation_split, &ids, &labels, classes)?;
+            let rows = |places: Vec<usize>| places.into_iter().map(|place| train[place]).collect();
+            Division { train: rows(split.train), holdout: rows(split.holdout), kind: kind.to_string(), warnings: split.warnings }
+        } else {
+            let holdout = labelled(self.validation.clone());
+            Division { train, holdout, kind: "source".into(), warnings: Vec::new() }
+        };
+        if unlabelled > 0 {
+            division.warnings.push(format!("{unlabelled} images of train have no label: they are left out of the fit"));
+        }
+        Ok(division)
+    }
+
+    /// Puts the image's id into an error that knows its row alone.
+    fn name(&self, error: HeadError) -> PipelineError {
+        match error {
+            HeadError::NotFinite { row, .. } => {
+                PipelineError::BadFeatures { id: self.fitting.ids.get(row).cloned().unwrap_or_default() }
+            }
+            other => other.into(),
+        }
+    }
+}
+
+/// Logits of some rows, in blocks, so that the features are never held twice.
+fn logits(head: &Head, features: &SplitFeatures, rows: &[usize]) -> Array2<f32> {
+    const BLOCK: usize = 4096;
+    let mut logits = Array2::zeros((rows.len(), head.classes.len()));
+    for (rows, mut place) in rows.chunks(BLOCK).zip(logits.axis_chunks_iter_mut(Axis(0), BLOCK)) {
+        place.assign(&head.logits(features.embeddings.select(Axis(0), rows).view()));
+    }
+    logits
+}
+
+/// Writes the run; `metrics.json` goes first and comes back last, so that a run that has one is whole.
+fn write(run: &RunDir, pipeline: &Pipeline, fitted: &Fitted, predictions: &Predictions, metrics: &Metrics) -> Result<(), PipelineError> {
+    run.remove("metrics.json")?;
+    run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
+    run.write("head.safetensors", &fitted.head.to_bytes()?)?;
+    run.write_history(&fitted.history)?;
+    run.write_predictions(predictions, metrics.classes.len())?;
+    run.write_metrics(metrics)?;
+    Ok(())
+}

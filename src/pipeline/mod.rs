@@ -1,0 +1,199 @@
+//! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
+
+mod extract;
+mod fit;
+mod report;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use extract::{Extracted, StageOutcome, extract, open_dataset};
+pub use fit::{Fit, fit_head};
+pub use report::{Reported, report};
+pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, PixelScale, RuntimeSettings, Settings};
+
+use crate::assets::Search;
+use crate::events::Observer;
+use crate::runtime::RuntimeOptions;
+
+/// Anything that a stage can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The pipeline file cannot be read.
+    #[error("{path}: {source}; name a pipeline file, or give --data and --model")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A setting is wrong.
+    #[error("{origin}: {reason}")]
+    Settings {
+        /// The file or flag.
+        origin: String,
+        /// What is wrong and what may stand there.
+        reason: String,
+    },
+    /// No source is named.
+    #[error("no images named: give --data PATH, or `source` below [data] in a pipeline file")]
+    NoSource,
+    /// Neither a source nor a store is named.
+    #[error("no features named: give a pipeline file, or --features DIR")]
+    NoFeatures,
+    /// A model or data set cannot be found.
+    #[error(transparent)]
+    Assets(#[from] crate::assets::AssetError),
+    /// The images cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] crate::dataset::DatasetError),
+    /// The backbone cannot be used.
+    #[error(transparent)]
+    Backbone(#[from] crate::extract::BackboneError),
+    /// Stage 1 failed.
+    #[error(transparent)]
+    Extract(#[from] crate::extract::ExtractError),
+    /// ONNX Runtime cannot be used.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
+    /// The features cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The head cannot be fitted.
+    #[error(transparent)]
+    Head(#[from] crate::head::HeadError),
+    /// A feature is no number.
+    #[error(
+        "the features of {id} hold NaN or infinite values: make them anew with tlpipe extract --rebuild, \
+         and look at the backbone with tlpipe models inspect"
+    )]
+    BadFeatures {
+        /// The image.
+        id: String,
+    },
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    Run(#[from] crate::run::RunError),
+    /// The report cannot be made.
+    #[error(transparent)]
+    Report(#[from] crate::report::ReportError),
+    /// The user stopped it.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+/// The user stopped a stage; what was done is kept.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Interrupted(pub String);
+
+/// What every stage works with.
+pub struct Context<'a> {
+    /// Where models and data sets are looked for.
+    pub search: Search,
+    /// ONNX Runtime library that the user named.
+    pub library: Option<PathBuf>,
+    /// Where events go.
+    pub observe: Observer<'a>,
+    /// Set from outside to end a stage cleanly.
+    pub stop: &'a AtomicBool,
+    /// Set by a stage while it watches `stop`.
+    pub stoppable: &'a AtomicBool,
+}
+
+impl Context<'_> {
+    /// Where ONNX Runtime is looked for.
+    pub fn runtime_options(&self) -> RuntimeOptions {
+        RuntimeOptions { library: self.library.clone(), cache: self.search.cache.clone(), offline: self.search.offline }
+    }
+
+    /// Runs something that ends cleanly by itself once `stop` is set.
+    fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.stoppable.store(true, Ordering::Relaxed);
+        let result = work();
+        self.stoppable.store(false, Ordering::Relaxed);
+        result
+    }
+}
+
+/// A pipeline with its folders resolved.
+#[derive(Clone, Debug)]
+pub struct Pipeline {
+    /// The file it came from.
+    pub file: Option<PathBuf>,
+    /// As set.
+    pub settings: Settings,
+    /// Short name: of the source and the input size.
+    pub name: String,
+    /// Folder of the feature store.
+    pub features: PathBuf,
+    /// Folder of the run.
+    pub run: PathBuf,
+}
+
+impl Pipeline {
+    /// Settles what the settings leave open.
+    ///
+    /// # Errors
+    /// When neither a source nor a features folder is named.
+    pub fn new(settings: Settings, file: Option<&Path>) -> Result<Self, PipelineError> {
+        let output = &settings.output;
+        let source = settings.data.source.as_deref().map(short_name);
+        let from_features = || output.features.as_ref().map(|path| short_name(&path.to_string_lossy()));
+        let mut name = source.or_else(from_features).ok_or(PipelineError::NoFeatures)?;
+        if let (Some(_), Some(side)) = (&settings.data.source, settings.backbone.input_size) {
+            name = format!("{name}-{side}");
+        }
+        let features = output.features.clone().unwrap_or_else(|| Path::new("features").join(&name));
+        let run = output.run.clone().unwrap_or_else(|| Path::new("runs").join(&name));
+        Ok(Self { file: file.map(Path::to_path_buf), settings, name, features, run })
+    }
+
+    /// The pipeline as resolved, in TOML: what `pipeline.toml` of the run holds.
+    ///
+    /// # Errors
+    /// When a setting cannot be written as TOML.
+    pub fn resolved(&self) -> Result<String, PipelineError> {
+        let mut settings = self.settings.clone();
+        settings.output = OutputSettings { features: Some(self.features.clone()), run: Some(self.run.clone()) };
+        toml::to_string(&settings)
+            .map_err(|error| PipelineError::Settings { origin: "pipeline.toml".into(), reason: error.to_string() })
+    }
+
+    /// How a user names this pipeline on the command line.
+    pub fn argument(&self) -> String {
+        self.file.as_ref().map_or_else(String::new, |file| format!(" {}", file.display()))
+    }
+}
+
+/// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.
+fn short_name(source: &str) -> String {
+    let stem = Path::new(source).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let safe = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = stem.chars().map(safe).collect();
+    if name.trim_matches(['.', '_']).is_empty() { "images".into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_follow_the_source_unless_named() {
+        let mut settings = Settings::default();
+        assert!(matches!(Pipeline::new(settings.clone(), None), Err(PipelineError::NoFeatures)));
+        settings.data.source = Some("./photos/pets/".into());
+        settings.backbone.input_size = Some(96);
+        let pipeline = Pipeline::new(settings.clone(), None).unwrap();
+        assert_eq!(pipeline.features, Path::new("features/pets-96"));
+        assert_eq!(pipeline.run, Path::new("runs/pets-96"));
+        settings.output.run = Some("r".into());
+        assert_eq!(Pipeline::new(settings, None).unwrap().run, Path::new("r"));
+    }
+
+    #[test]
+    fn odd_sources_still_have_a_name() {
+        assert_eq!(["cifar10", "a/*.parquet", "/", "..", "x/b c.tar"].map(short_name), ["cifar10", "images", "images", "images", "b_c"]);
+    }
+}

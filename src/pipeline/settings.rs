@@ -1,0 +1,247 @@
+//! The pipeline file: TOML and flags become one checked [`Settings`].
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use super::PipelineError;
+use crate::head::HeadParams;
+use crate::image::Resize;
+
+/// A pipeline as a user writes it; every key may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The images.
+    pub data: DataSettings,
+    /// The frozen network.
+    pub backbone: BackboneSettings,
+    /// The classifier on top.
+    pub head: HeadParams,
+    /// Where results go.
+    pub output: OutputSettings,
+    /// What it runs on.
+    pub runtime: RuntimeSettings,
+}
+
+/// `[data]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSettings {
+    /// A registry name, or a path: class folders, Parquet, a table of paths, CIFAR binary.
+    pub source: Option<String>,
+    /// Column that holds the images or their paths, where the usual names do not find it.
+    pub image_column: Option<String>,
+    /// Column that holds the labels.
+    pub label_column: Option<String>,
+    /// Column that names the split.
+    pub split_column: Option<String>,
+}
+
+/// `[backbone]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackboneSettings {
+    /// A registry name or a path to any ONNX image classifier.
+    pub model: String,
+    /// Side in pixels; the model's own where left out.
+    pub input_size: Option<u32>,
+    /// How an image that is not square is made so.
+    pub resize: Resize,
+    /// Tensor to read, where the cut that tlpipe finds is not the one that is wanted.
+    pub cut: Option<String>,
+    /// Pixel values the backbone expects, where neither its card nor its graph says.
+    pub pixels: Option<PixelScale>,
+    /// `pooled`: the tensor before the classifier.
+    pub layers: Layers,
+}
+
+/// Pixel values that backbones are trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PixelScale {
+    /// x / 127.5 - 1.
+    TensorFlow,
+    /// x / 255, less the mean of `ImageNet`, over its standard deviation: PyTorch, the ONNX model zoo.
+    ImageNet,
+    /// x / 255.
+    Unit,
+    /// x: 0 to 255.
+    Raw,
+}
+
+/// Which tensors are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layers {
+    /// The tensor before the classifier.
+    #[default]
+    Pooled,
+}
+
+impl Default for BackboneSettings {
+    fn default() -> Self {
+        Self { model: "mobilenet_v2".into(), input_size: None, resize: Resize::Squash, cut: None, pixels: None, layers: Layers::Pooled }
+    }
+}
+
+/// `[output]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputSettings {
+    /// Folder of the feature store; `features/SOURCE-SIDE` where left out.
+    pub features: Option<PathBuf>,
+    /// Folder of the run; `runs/SOURCE-SIDE` where left out.
+    pub run: Option<PathBuf>,
+}
+
+/// `[runtime]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeSettings {
+    /// `cpu`, `cuda`, `cuda:N`, `auto`.
+    pub device: String,
+    /// Threads; 0 is one a core.
+    pub threads: usize,
+    /// Images a batch.
+    pub batch: usize,
+}
+
+impl Default for RuntimeSettings {
+    fn default() -> Self {
+        Self { device: "cpu".into(), threads: 0, batch: 16 }
+    }
+}
+
+/// One setting given on the command line: `head.learning_rate` and its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Override {
+    /// Dotted key.
+    pub key: String,
+    /// Its value.
+    pub value: Value,
+}
+
+impl Override {
+    /// Reads `KEY=VALUE`; a value that is no TOML is a text.
+    ///
+    /// # Errors
+    /// When there is no `=`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("give KEY=VALUE, as in head.learning_rate=3e-3")?;
+        let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+        Ok(Self { key: key.trim().into(), value: parsed.unwrap_or_else(|| Value::String(value.trim().into())) })
+    }
+}
+
+impl Settings {
+    /// Reads a pipeline file, if one is given, and lays the overrides over it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no TOML, or a key or value is unknown: the nearest valid key is offered.
+    pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Self, PipelineError> {
+        let origin = file.map_or_else(|| "command line".to_owned(), |file| file.display().to_string());
+        let mut table = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })?;
+                text.parse::<Table>()
+                    .map_err(|error| PipelineError::Settings { origin: origin.clone(), reason: error.to_string() })?
+            }
+            None => Table::new(),
+        };
+        known(&table).map_err(|reason| PipelineError::Settings { origin: origin.clone(), reason })?;
+        for Override { key, value } in overrides {
+            let command_line = |reason| PipelineError::Settings { origin: format!("--set {key}"), reason };
+            let (section, name) = key.split_once('.').ok_or_else(|| command_line(format!("give SECTION.KEY, not `{key}`")))?;
+            let given = Table::from_iter([(section.into(), Value::Table(Table::from_iter([(name.into(), value.clone())])))]);
+            known(&given).map_err(command_line)?;
+            let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                section.insert(name.into(), value.clone());
+            }
+        }
+        Value::Table(table).try_into().map_err(|error: toml::de::Error| PipelineError::Settings {
+            origin,
+            reason: error.to_string().trim().to_owned(),
+        })
+    }
+}
+
+/// Checks that every key exists, and offers the nearest one where it does not. The keys are those of the types above.
+fn known(table: &Table) -> Result<(), String> {
+    let keys = |value: &serde_json::Value| -> Vec<String> {
+        value.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
+    };
+    let valid = serde_json::to_value(Settings::default()).map_err(|error| error.to_string())?;
+    for (section, content) in table {
+        let Some(valid_section) = valid.get(section) else {
+            return Err(unknown("section", &format!("[{section}]"), section, &keys(&valid)));
+        };
+        let Value::Table(content) = content else {
+            return Err(format!("`{section}` is a section: write [{section}] and its keys below"));
+        };
+        let valid_keys = keys(valid_section);
+        for key in content.keys() {
+            if !valid_keys.contains(key) {
+                return Err(unknown("key", &format!("{section}.{key}"), key, &valid_keys));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown(what: &str, shown: &str, given: &str, valid: &[String]) -> String {
+    let nearest = valid.iter().map(|name| (strsim::jaro_winkler(given, name), name)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((likeness, name)) if likeness > 0.75 => format!("unknown {what} {shown}: did you mean `{name}`?"),
+        _ => format!("unknown {what} {shown}; there is {}", valid.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: &[&str]) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.toml");
+        std::fs::write(&path, text).unwrap();
+        let overrides: Vec<_> = overrides.iter().map(|text| Override::parse(text).unwrap()).collect();
+        Settings::load(Some(&path), &overrides).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_file_is_read_and_flags_win() {
+        let text = "[data]\nsource = 'x'\n[backbone]\ninput_size = 96\n[head]\nepochs = 3\n";
+        let settings = load(text, &["head.epochs=7", "backbone.resize=crop", "head.learning_rate=3e-3"]).unwrap();
+        assert_eq!(settings.data.source.as_deref(), Some("x"));
+        assert_eq!(settings.backbone.input_size, Some(96));
+        assert_eq!(settings.backbone.resize, Resize::Crop);
+        assert_eq!(settings.head.epochs, 7);
+        assert!((settings.head.learning_rate - 3e-3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_the_nearest_one() {
+        let error = load("[head]\nepoch = 3\n", &[]).unwrap_err();
+        assert!(error.contains("head.epoch") && error.contains("`epochs`") && error.contains("p.toml"), "{error}");
+        let error = load("[heads]\nepochs = 3\n", &[]).unwrap_err();
+        assert!(error.contains("[heads]") && error.contains("`head`"), "{error}");
+        let error = load("", &["backbone.inputsize=96"]).unwrap_err();
+        assert!(error.contains("`input_size`"), "{error}");
+        let error = load("[data]\nzzz = 1\n", &[]).unwrap_err();
+        assert!(error.contains("source"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_key_and_what_may_stand_there() {
+        let error = load("[backbone]\nresize = 'stretch'\n", &[]).unwrap_err();
+        assert!(error.contains("stretch") && error.contains("squash"), "{error}");
+        let error = load("[head]\nepochs = 'ten'\n", &[]).unwrap_err();
+        assert!(error.contains("ten") || error.contains("string"), "{error}");
+        let error = load("head = 3\n", &[]).unwrap_err();
+        assert!(error.contains("[head]"), "{error}");
+        assert!(load("[data\n", &[]).unwrap_err().contains("p.toml"));
+    }
+}

@@ -1,0 +1,190 @@
+//! `store.json`: what the store holds.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{KeyParts, STORE_SCHEMA, StoreError};
+use crate::persist::persist;
+
+/// Where the images came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// As the user named it.
+    pub name: String,
+    /// "class folders", "Parquet", …
+    pub kind: String,
+    /// Changes when a file of the source does.
+    pub fingerprint: String,
+    /// Whether the rows may stand in order of class, so that the last ones are no fair hold-out.
+    pub sorted_by_class: bool,
+}
+
+/// One Parquet file of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// `train`, `test`, …
+    pub split: String,
+    /// Relative to the store.
+    pub file: String,
+    /// Rows in it.
+    pub rows: usize,
+    /// Length of the file.
+    pub bytes: u64,
+    /// BLAKE3 of the file.
+    pub blake3: String,
+}
+
+/// What was done for one split in the last extraction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitFigures {
+    /// Its name.
+    pub split: String,
+    /// Rows of the store.
+    pub rows: usize,
+    /// Wall time, seconds.
+    pub seconds: f64,
+}
+
+/// Figures of the last extraction that changed the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Extraction {
+    /// Rows in the store.
+    pub rows: usize,
+    /// Rows that went through the backbone.
+    pub new: usize,
+    /// Rows taken over from what was there.
+    pub reused: usize,
+    /// Images that could not be used.
+    pub quarantined: usize,
+    /// Wall time, seconds.
+    pub seconds: f64,
+    /// `new / seconds`.
+    pub images_per_second: f64,
+    /// What ONNX Runtime ran on.
+    pub provider: String,
+    /// Version of ONNX Runtime.
+    pub runtime: String,
+    /// Threads.
+    pub threads: usize,
+    /// Images a batch.
+    pub batch: usize,
+    /// Name of the backbone.
+    pub model: String,
+    /// Where its file was.
+    pub model_file: String,
+    /// SHA-256 of its file.
+    pub model_sha256: String,
+    /// Why the cut is where it is.
+    pub cut_reason: String,
+    /// The splits in order.
+    pub splits: Vec<SplitFigures>,
+    /// Version of tlpipe.
+    pub tlpipe: String,
+}
+
+/// The manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`STORE_SCHEMA`].
+    pub schema: u32,
+    /// Hash of `key_parts`.
+    pub key: String,
+    /// What the features depend on.
+    pub key_parts: KeyParts,
+    /// Width D of an embedding.
+    pub dimension: usize,
+    /// Class names; the index is the label.
+    pub classes: Vec<String>,
+    /// Where the images came from.
+    pub source: SourceRecord,
+    /// Whether every image of the source has been looked at.
+    pub complete: bool,
+    /// The shards, in the order of the source.
+    pub shards: Vec<ShardRecord>,
+    /// Shards of an earlier state whose rows an unfinished update may still take over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<ShardRecord>,
+    /// Images in `quarantine.parquet`.
+    pub quarantined: usize,
+    /// Figures of the last extraction that changed the store.
+    pub extraction: Option<Extraction>,
+}
+
+impl Manifest {
+    /// Reads the manifest of a store.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged or of another version.
+    pub fn read(dir: &Path) -> Result<Self, StoreError> {
+        const REMEDY: &str = "make the features anew with: tlpipe extract --rebuild";
+        let path = dir.join("store.json");
+        let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason, remedy: REMEDY };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::Missing(dir.into())),
+            Err(error) => return Err(StoreError::io(&path)(error)),
+        };
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        match value.get("schema").and_then(serde_json::Value::as_u64) {
+            Some(schema) if schema == u64::from(STORE_SCHEMA) => {}
+            Some(schema) => return Err(damaged(format!("store schema {schema}, this tlpipe knows schema {STORE_SCHEMA}"))),
+            None => return Err(damaged("no schema version in it".into())),
+        }
+        let manifest: Self = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        if manifest.key != manifest.key_parts.key() {
+            return Err(damaged("the key does not fit its parts".into()));
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the manifest whole or not at all.
+    pub(super) fn write(&self, dir: &Path) -> Result<(), StoreError> {
+        let path = dir.join("store.json");
+        let text = serde_json::to_vec_pretty(self).map_err(|error| StoreError::damaged(&path, error))?;
+        persist(&path, |file| file.write_all(&text)).map_err(StoreError::io(&path))
+    }
+
+    /// Rows of a split.
+    pub fn rows(&self, split: &str) -> usize {
+        self.shards.iter().filter(|shard| shard.split == split).map(|shard| shard.rows).sum()
+    }
+
+    /// Names of the splits, in the order of the source.
+    pub fn splits(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for shard in &self.shards {
+            if !names.contains(&shard.split) {
+                names.push(shard.split.clone());
+            }
+        }
+        names
+    }
+
+    /// Length of all shards, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum()
+    }
+
+    /// Hash of the content: the key, the classes and every shard. Equal means that a head fitted on it is still right.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.key.as_bytes());
+        for class in &self.classes {
+            hasher.update(&(class.len() as u64).to_le_bytes());
+            hasher.update(class.as_bytes());
+        }
+        for shard in &self.shards {
+            hasher.update(shard.split.as_bytes());
+            hasher.update(shard.blake3.as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// Whether each recorded shard is there with its recorded length: the cheap check of every start.
+    pub fn shards_present(&self, dir: &Path) -> bool {
+        self.shards.iter().all(|shard| fs::metadata(dir.join(&shard.file)).is_ok_and(|found| found.len() == shard.bytes))
+    }
+}

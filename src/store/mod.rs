@@ -1,0 +1,101 @@
+//! The feature store: pooled embeddings of every usable image, in Parquet that any tool opens.
+//!
+//! ```text
+//! features/NAME/
+//!   store.json                  the manifest: key and its parts, shards with rows and hashes, figures of the extraction
+//!   train/part-00000.parquet    one shard: up to 4,096 rows, one row group
+//!   test/part-00000.parquet
+//!   quarantine.parquet          the images that could not be used, each with its reason
+//! ```
+//!
+//! A shard is written under a temporary name, synced, renamed, then recorded in the manifest: a shard that is not recorded
+//! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
+//! shard in hand; the next one finds every recorded row by its id and content hash.
+
+mod key;
+mod manifest;
+mod quarantine;
+mod reader;
+mod shard;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+pub use key::KeyParts;
+pub use manifest::{Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures};
+pub use quarantine::Quarantined;
+pub use reader::{SplitFeatures, Store};
+pub use shard::Row;
+pub use writer::{Embedding, Index, OldRow, StoreWriter, Target};
+
+/// Version of the store's layout; part of the key.
+pub const STORE_SCHEMA: u32 = 1;
+
+/// What can go wrong with a feature store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file of the store could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No store here.
+    #[error("{0}: no feature store here (store.json is missing); make one first: tlpipe extract")]
+    Missing(PathBuf),
+    /// The folder holds something else.
+    #[error("{0}: this folder is not empty and holds no feature store; name another folder with --features")]
+    Foreign(PathBuf),
+    /// Extraction did not finish.
+    #[error("{0}: the extraction has not finished; go on with: tlpipe extract (nothing that was done is lost)")]
+    Incomplete(PathBuf),
+    /// The features were made in another way.
+    #[error(
+        "{dir}: these features were made with other settings:\n  {}\nname another folder with --features, or make them anew with --rebuild",
+        differences.join("\n  ")
+    )]
+    OtherKey {
+        /// The store.
+        dir: PathBuf,
+        /// Each part that differs, with both values.
+        differences: Vec<String>,
+    },
+    /// Another process writes here.
+    #[error("{0}: another tlpipe is writing this feature store; wait for it, or name another folder with --features")]
+    Locked(PathBuf),
+    /// A file is not what the manifest says.
+    #[error("{path}: {reason}; {remedy}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A split that the store does not have.
+    #[error("{dir}: no split `{split}` in this feature store (it has {})", present.join(", "))]
+    NoSplit {
+        /// The store.
+        dir: PathBuf,
+        /// The split that was asked for.
+        split: String,
+        /// The splits there are.
+        present: Vec<String>,
+    },
+}
+
+/// What mends a damaged shard: `extract` finds it by its hash and makes its rows anew.
+const REPAIR: &str = "run tlpipe extract again: it makes the damaged rows anew";
+
+impl StoreError {
+    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_path_buf(), source }
+    }
+
+    fn damaged(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Damaged { path: path.to_path_buf(), reason: reason.to_string(), remedy: REPAIR }
+    }
+}

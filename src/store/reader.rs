@@ -1,0 +1,111 @@
+//! Reading a finished store.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::Array2;
+use rayon::prelude::*;
+
+use super::{Manifest, Quarantined, ShardRecord, StoreError, quarantine, shard};
+
+/// A finished feature store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+/// Rows of one or more splits, in the order of the source.
+#[derive(Clone, Debug)]
+pub struct SplitFeatures {
+    /// Row ids.
+    pub ids: Vec<String>,
+    /// Label index; none for an unlabelled row.
+    pub labels: Vec<Option<i32>>,
+    /// `[rows, D]`.
+    pub embeddings: Array2<f32>,
+}
+
+impl Store {
+    /// Opens a store for reading.
+    ///
+    /// # Errors
+    /// When there is none, when its extraction has not finished, or when a shard is missing or has another length.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let manifest = Manifest::read(dir)?;
+        if !manifest.complete {
+            return Err(StoreError::Incomplete(dir.into()));
+        }
+        for shard in &manifest.shards {
+            let path = dir.join(&shard.file);
+            match std::fs::metadata(&path) {
+                Ok(found) if found.len() == shard.bytes => {}
+                Ok(found) => {
+                    return Err(StoreError::damaged(&path, format!("{} bytes, {} recorded", found.len(), shard.bytes)));
+                }
+                Err(error) => return Err(StoreError::damaged(&path, error)),
+            }
+        }
+        Ok(Self { dir: dir.into(), manifest })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Loads splits into memory, one after the other: `rows x D x 4` bytes, read by all of rayon's threads.
+    ///
+    /// # Errors
+    /// When a split is not there, or a shard is damaged.
+    pub fn load(&self, splits: &[&str]) -> Result<SplitFeatures, StoreError> {
+        let mut shards: Vec<&ShardRecord> = Vec::new();
+        for split in splits {
+            let before = shards.len();
+            shards.extend(self.manifest.shards.iter().filter(|shard| shard.split == *split));
+            if shards.len() == before {
+                let present = self.manifest.splits();
+                return Err(StoreError::NoSplit { dir: self.dir.clone(), split: (*split).into(), present });
+            }
+        }
+        let dimension = self.manifest.dimension;
+        let rows: usize = shards.iter().map(|shard| shard.rows).sum();
+        let mut values = vec![0.0_f32; rows * dimension];
+        let mut places = Vec::with_capacity(shards.len());
+        let mut rest = values.as_mut_slice();
+        for shard in &shards {
+            let (place, after) = rest.split_at_mut(shard.rows * dimension);
+            places.push(place);
+            rest = after;
+        }
+        let described = shards
+            .par_iter()
+            .zip(places)
+            .map(|(record, place)| {
+                shard::read_embeddings(&self.dir, record, dimension, place)?;
+                shard::read_rows(&self.dir, record)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut ids = Vec::with_capacity(rows);
+        let mut labels = Vec::with_capacity(rows);
+        for row in described.into_iter().flatten() {
+            ids.push(row.id);
+            labels.push(row.label);
+        }
+        let embeddings = Array2::from_shape_vec((rows, dimension), values);
+        let embeddings = embeddings.map_err(|error| StoreError::damaged(&self.dir, error))?;
+        Ok(SplitFeatures { ids, labels, embeddings })
+    }
+
+    /// The images that could not be used.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged.
+    pub fn quarantine(&self) -> Result<Vec<Quarantined>, StoreError> {
+        quarantine::read(&self.dir.join("quarantine.parquet"))
+    }
+}

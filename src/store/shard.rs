@@ -1,0 +1,178 @@
+//! One Parquet file of the store: its schema, how it is written, how it is read.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float32Array, Int32Array, StringArray};
+use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Schema, SchemaRef};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::basic::Compression;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use parquet::schema::types::ColumnPath;
+
+use super::{Manifest, ShardRecord, StoreError};
+use crate::persist::persist;
+
+/// Everything about a row but its embedding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Unique within its split, and stable.
+    pub id: String,
+    /// Index in the class list; none where unlabelled.
+    pub label: Option<i32>,
+    /// BLAKE3 of the encoded image, hexadecimal.
+    pub content_hash: String,
+    /// Of the source image, pixels.
+    pub width: i32,
+    /// Of the source image, pixels.
+    pub height: i32,
+}
+
+/// Rows that one shard holds: few enough to stay small in memory whatever the width, many enough to read quickly.
+pub(super) fn rows_per_shard(dimension: usize) -> usize {
+    const MOST_ROWS: usize = 4096;
+    const MOST_VALUES: usize = 8 << 20;
+    (MOST_VALUES / dimension.max(1)).clamp(256, MOST_ROWS)
+}
+
+fn schema(dimension: i32) -> SchemaRef {
+    let item = Arc::new(Field::new("item", DataType::Float32, false));
+    Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Utf8, false),
+        Field::new("split", DataType::Utf8, false),
+        Field::new("label", DataType::Int32, true),
+        Field::new("class", DataType::Utf8, true),
+        Field::new("content_hash", DataType::Utf8, false),
+        Field::new("width", DataType::Int32, false),
+        Field::new("height", DataType::Int32, false),
+        Field::new("embedding", DataType::FixedSizeList(item, dimension), false),
+    ]))
+}
+
+/// Writes one shard as `file` (relative to the store); `embeddings` is row-major `[rows, D]`.
+pub(super) fn write(
+    dir: &Path,
+    manifest: &Manifest,
+    split: &str,
+    file: &str,
+    rows: &[Row],
+    embeddings: Vec<f32>,
+) -> Result<ShardRecord, StoreError> {
+    let path = dir.join(file);
+    let bytes = encode(manifest, split, rows, embeddings).map_err(|reason| StoreError::damaged(&path, reason))?;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(StoreError::io(folder))?;
+    }
+    persist(&path, |file| file.write_all(&bytes)).map_err(StoreError::io(&path))?;
+    Ok(ShardRecord {
+        split: split.into(),
+        file: file.into(),
+        rows: rows.len(),
+        bytes: bytes.len() as u64,
+        blake3: blake3::hash(&bytes).to_hex().to_string(),
+    })
+}
+
+fn encode(manifest: &Manifest, split: &str, rows: &[Row], embeddings: Vec<f32>) -> Result<Vec<u8>, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let width = i32::try_from(manifest.dimension).map_err(|error| text(&error))?;
+    let schema = schema(width);
+    let class = |row: &Row| row.label.and_then(|label| manifest.classes.get(usize::try_from(label).ok()?)).cloned();
+    let DataType::FixedSizeList(item, _) = schema.field(7).data_type().clone() else {
+        return Err("the schema has no embedding".into());
+    };
+    let values = Arc::new(Float32Array::from(embeddings));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.id))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|_| split))),
+        Arc::new(Int32Array::from_iter(rows.iter().map(|row| row.label))),
+        Arc::new(StringArray::from_iter(rows.iter().map(class))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.content_hash))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.width))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.height))),
+        Arc::new(FixedSizeListArray::try_new(item, width, values, None).map_err(|error| text(&error))?),
+    ];
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| text(&error))?;
+    let embedding = ColumnPath::from(vec!["embedding".to_owned(), "list".to_owned(), "item".to_owned()]);
+    // Floats neither compress nor repeat: plain pages are read at the speed of memory. The texts do both.
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
+        .set_column_dictionary_enabled(embedding.clone(), false)
+        .set_column_statistics_enabled(embedding, parquet::file::properties::EnabledStatistics::None)
+        .set_max_row_group_row_count(Some(rows.len().max(1)))
+        .set_created_by(concat!("tlpipe ", env!("CARGO_PKG_VERSION")).into())
+        .set_key_value_metadata(Some(vec![KeyValue::new("tlpipe.key".into(), manifest.key.clone())]))
+        .build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).map_err(|error| text(&error))?;
+    writer.write(&batch).map_err(|error| text(&error))?;
+    writer.into_inner().map_err(|error| text(&error))
+}
+
+fn reader(path: &Path, columns: &[&str], batch: usize) -> Result<ParquetRecordBatchReader, StoreError> {
+    let file = File::open(path).map_err(StoreError::io(path))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| StoreError::damaged(path, error))?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+    builder.with_projection(mask).with_batch_size(batch.max(1)).build().map_err(|error| StoreError::damaged(path, error))
+}
+
+/// The rows of a shard without their embeddings.
+pub(super) fn read_rows(dir: &Path, record: &ShardRecord) -> Result<Vec<Row>, StoreError> {
+    let path = dir.join(&record.file);
+    let columns = ["id", "label", "content_hash", "width", "height"];
+    let mut rows = Vec::with_capacity(record.rows);
+    for batch in reader(&path, &columns, record.rows)? {
+        let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
+        let texts = |name: &str| {
+            let column = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>().cloned());
+            column.ok_or_else(|| StoreError::damaged(&path, format!("no text column `{name}`")))
+        };
+        let numbers = |name: &str| {
+            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int32Type>().cloned());
+            column.ok_or_else(|| StoreError::damaged(&path, format!("no int32 column `{name}`")))
+        };
+        let (ids, hashes) = (texts("id")?, texts("content_hash")?);
+        let (labels, widths, heights) = (numbers("label")?, numbers("width")?, numbers("height")?);
+        rows.extend((0..batch.num_rows()).map(|row| Row {
+            id: ids.value(row).into(),
+            label: labels.is_valid(row).then(|| labels.value(row)),
+            content_hash: hashes.value(row).into(),
+            width: widths.value(row),
+            height: heights.value(row),
+        }));
+    }
+    if rows.len() != record.rows {
+        return Err(StoreError::damaged(&path, format!("{} rows, {} recorded", rows.len(), record.rows)));
+    }
+    Ok(rows)
+}
+
+/// Reads a shard's embeddings into `out`, row-major `[rows, D]`.
+pub(super) fn read_embeddings(dir: &Path, record: &ShardRecord, dimension: usize, out: &mut [f32]) -> Result<(), StoreError> {
+    let path = dir.join(&record.file);
+    let mut filled = 0;
+    for batch in reader(&path, &["embedding"], record.rows)? {
+        let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
+        let lists = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt().cloned());
+        let lists = lists.ok_or_else(|| StoreError::damaged(&path, "no column `embedding` of fixed-size lists"))?;
+        let values = lists.values().as_primitive_opt::<Float32Type>();
+        let values = values.ok_or_else(|| StoreError::damaged(&path, "embeddings that are not float32"))?.values();
+        if usize::try_from(lists.value_length()).ok() != Some(dimension) || lists.null_count() > 0 {
+            return Err(StoreError::damaged(&path, format!("embeddings that are not {dimension} values each")));
+        }
+        let Some(place) = out.get_mut(filled..filled + values.len()) else {
+            return Err(StoreError::damaged(&path, format!("more than the {} recorded rows", record.rows)));
+        };
+        place.copy_from_slice(values);
+        filled += values.len();
+    }
+    if filled != record.rows * dimension {
+        return Err(StoreError::damaged(&path, format!("{} rows, {} recorded", filled / dimension.max(1), record.rows)));
+    }
+    Ok(())
+}

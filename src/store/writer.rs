@@ -1,0 +1,603 @@
+//! Making and updating a store.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{
+    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, quarantine, shard,
+};
+
+/// What a store is to hold.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What the features depend on.
+    pub key_parts: KeyParts,
+    /// Class names; the index is the label.
+    pub classes: Vec<String>,
+    /// Width D of an embedding.
+    pub dimension: usize,
+    /// Where the images come from.
+    pub source: SourceRecord,
+}
+
+/// Place of a row that was recorded earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldRow {
+    shard: usize,
+    row: usize,
+}
+
+/// The rows that were recorded earlier, by split and id; shared with the threads that look images up.
+#[derive(Debug, Default)]
+pub struct Index {
+    splits: HashMap<String, HashMap<String, OldRow>>,
+    rows: Vec<Vec<Row>>,
+}
+
+impl Index {
+    /// The recorded row of this image, if its content is still the same.
+    pub fn find(&self, split: &str, id: &str, content_hash: &str) -> Option<(OldRow, &Row)> {
+        let place = *self.splits.get(split)?.get(id)?;
+        let row = self.rows.get(place.shard)?.get(place.row)?;
+        (row.content_hash == content_hash).then_some((place, row))
+    }
+
+    /// How many rows are recorded.
+    pub fn len(&self) -> usize {
+        self.rows.iter().map(Vec::len).sum()
+    }
+
+    /// Whether nothing is recorded.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+/// An embedding for a row.
+#[derive(Clone, Debug)]
+pub enum Embedding {
+    /// Computed now, D values.
+    New(Vec<f32>),
+    /// Taken over.
+    Reused(OldRow),
+}
+
+/// Writes a store, shard by shard. One process at a time.
+#[derive(Debug)]
+pub struct StoreWriter {
+    dir: PathBuf,
+    manifest: Manifest,
+    /// Recorded earlier, by `OldRow::shard`; none once its rows stand in the new state.
+    old: Vec<ShardRecord>,
+    index: Arc<Index>,
+    same_classes: bool,
+    damaged: Vec<String>,
+    split: String,
+    rows: Vec<Row>,
+    embeddings: Vec<Embedding>,
+    quarantine: Vec<Quarantined>,
+    /// The last shards whose embeddings were read for reuse.
+    read: Vec<(usize, Vec<f32>)>,
+    // Held for its lock: the system frees it when the process ends, however it ends.
+    _lock: File,
+}
+
+impl StoreWriter {
+    /// Opens a folder for writing and takes its lock. What is recorded there under the same key is kept for reuse; under
+    /// another key it is refused, or dropped with `rebuild`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, is locked, holds something else, or holds features of another key.
+    pub fn open(target: Target, rebuild: bool) -> Result<Self, StoreError> {
+        let dir = target.dir;
+        fs::create_dir_all(&dir).map_err(StoreError::io(&dir))?;
+        let previous = match Manifest::read(&dir) {
+            Ok(_) | Err(StoreError::Damaged { .. }) if rebuild => None,
+            Ok(manifest) if manifest.key_parts == target.key_parts => Some(manifest),
+            Ok(manifest) => {
+                let differences = manifest.key_parts.differences(&target.key_parts);
+                return Err(StoreError::OtherKey { dir, differences });
+            }
+            Err(StoreError::Missing(_)) if is_foreign(&dir)? => return Err(StoreError::Foreign(dir)),
+            Err(StoreError::Missing(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let lock = lock(&dir)?;
+        let same_classes = previous.as_ref().is_some_and(|manifest| manifest.classes == target.classes);
+        let recorded = previous.map(|manifest| [manifest.shards, manifest.retired].concat()).unwrap_or_default();
+        let (old, rows, damaged) = whole_shards(&dir, recorded);
+        let manifest = Manifest {
+            schema: STORE_SCHEMA,
+            key: target.key_parts.key(),
+            key_parts: target.key_parts,
+            dimension: target.dimension,
+            classes: target.classes,
+            source: target.source,
+            complete: false,
+            shards: Vec::new(),
+            retired: old.clone(),
+            quarantined: 0,
+            extraction: None,
+        };
+        manifest.write(&dir)?;
+        let writer = Self {
+            index: Arc::new(index(&old, rows)),
+            dir,
+            manifest,
+            old,
+            same_classes,
+            damaged,
+            split: String::new(),
+            rows: Vec::new(),
+            embeddings: Vec::new(),
+            quarantine: Vec::new(),
+            read: Vec::new(),
+            _lock: lock,
+        };
+        writer.remove_unrecorded()?;
+        Ok(writer)
+    }
+
+    /// The rows that can be reused.
+    pub fn index(&self) -> Arc<Index> {
+        Arc::clone(&self.index)
+    }
+
+    /// Recorded shards that were found damaged and whose rows are made anew: file and reason.
+    pub fn damaged(&self) -> &[String] {
+        &self.damaged
+    }
+
+    /// Adds a row. Rows of one split come one after the other, in the order of the source.
+    ///
+    /// # Errors
+    /// When a full shard cannot be written.
+    pub fn push(&mut self, split: &str, row: Row, embedding: Embedding) -> Result<(), StoreError> {
+        if self.split != split {
+            self.flush()?;
+            self.split = split.into();
+        }
+        self.rows.push(row);
+        self.embeddings.push(embedding);
+        if self.rows.len() == shard::rows_per_shard(self.manifest.dimension) { self.flush() } else { Ok(()) }
+    }
+
+    /// Notes an image that could not be used.
+    pub fn quarantine(&mut self, image: Quarantined) {
+        self.quarantine.push(image);
+    }
+
+    /// Records the rows in hand as a short shard, so that nothing is lost; the next run goes on from here.
+    ///
+    /// # Errors
+    /// When the shard cannot be written.
+    pub fn pause(mut self) -> Result<(), StoreError> {
+        self.flush()
+    }
+
+    /// Records the last rows and declares the store finished.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn finish(mut self, extraction: Extraction) -> Result<Manifest, StoreError> {
+        self.flush()?;
+        quarantine::write(&self.dir.join("quarantine.parquet"), &self.quarantine)?;
+        self.manifest.quarantined = self.quarantine.len();
+        self.manifest.extraction = Some(extraction);
+        self.manifest.retired.clear();
+        self.manifest.complete = true;
+        self.manifest.write(&self.dir)?;
+        self.remove_unrecorded()?;
+        Ok(self.manifest)
+    }
+
+    /// Writes the rows in hand as one shard and records it; a shard that would come out as it was is kept.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        let embeddings = std::mem::take(&mut self.embeddings);
+        let record = match self.unchanged(&rows, &embeddings) {
+            Some(shard) => self.old[shard].clone(),
+            None => {
+                let values = self.values(embeddings)?;
+                let file = self.next_file();
+                shard::write(&self.dir, &self.manifest, &self.split, &file, &rows, values)?
+            }
+        };
+        self.manifest.retired.retain(|shard| shard.file != record.file);
+        self.manifest.shards.push(record);
+        self.manifest.write(&self.dir)
+    }
+
+    /// The recorded shard that holds exactly these rows, if there is one.
+    fn unchanged(&self, rows: &[Row], embeddings: &[Embedding]) -> Option<usize> {
+        let Some(Embedding::Reused(first)) = embeddings.first() else { return None };
+        let whole = self.same_classes && self.index.rows[first.shard] == rows && self.old[first.shard].split == self.split;
+        let in_order = |(row, embedding): (usize, &Embedding)| matches!(embedding, Embedding::Reused(place) if *place == OldRow { shard: first.shard, row });
+        (whole && embeddings.iter().enumerate().all(in_order)).then_some(first.shard)
+    }
+
+    fn values(&mut self, embeddings: Vec<Embedding>) -> Result<Vec<f32>, StoreError> {
+        let dimension = self.manifest.dimension;
+        let mut values = Vec::with_capacity(embeddings.len() * dimension);
+        for embedding in embeddings {
+            match embedding {
+                Embedding::New(new) => values.extend_from_slice(&new),
+                Embedding::Reused(OldRow { shard, row }) => {
+                    let old = self.old_embeddings(shard)?;
+                    values.extend_from_slice(&old[row * dimension..][..dimension]);
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    fn old_embeddings(&mut self, shard: usize) -> Result<&[f32], StoreError> {
+        // Rows keep their order, so neighbours come from the same two shards.
+        const KEPT: usize = 2;
+        if let Some(at) = self.read.iter().position(|(read, _)| *read == shard) {
+            return Ok(&self.read[at].1);
+        }
+        if self.read.len() == KEPT {
+            self.read.remove(0);
+        }
+        let record = &self.old[shard];
+        let mut values = vec![0.0; record.rows * self.manifest.dimension];
+        shard::read_embeddings(&self.dir, record, self.manifest.dimension, &mut values)?;
+        self.read.push((shard, values));
+        Ok(&self.read[self.read.len() - 1].1)
+    }
+
+    /// A name that no recorded shard has: recorded files are never overwritten.
+    fn next_file(&self) -> String {
+        let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
+        let folder: String = self.split.chars().map(safe).collect();
+        let taken = |shard: &ShardRecord| {
+            let name = shard.file.strip_prefix(&folder)?.strip_prefix("/part-")?.strip_suffix(".parquet")?;
+            name.parse::<usize>().ok()
+        };
+        let recorded = self.manifest.shards.iter().chain(&self.manifest.retired);
+        let number = recorded.filter_map(taken).max().map_or(0, |last| last + 1);
+        format!("{folder}/part-{number:05}.parquet")
+    }
+
+    /// Removes what a process that died left behind: shards that were not recorded, temporary files.
+    fn remove_unrecorded(&self) -> Result<(), StoreError> {
+        let recorded: Vec<PathBuf> = [&self.manifest.shards, &self.manifest.retired]
+            .into_iter()
+            .flatten()
+            .map(|shard| self.dir.join(&shard.file))
+            .collect();
+        for entry in list(&self.dir)? {
+            if is_temporary(&entry) {
+                fs::remove_file(&entry).map_err(StoreError::io(&entry))?;
+            }
+            if !entry.is_dir() {
+                continue;
+            }
+            for file in list(&entry)? {
+                let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let shard = name.starts_with("part-") && name.ends_with(".parquet") && !recorded.contains(&file);
+                if shard || is_temporary(&file) {
+                    fs::remove_file(&file).map_err(StoreError::io(&file))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the shards that are as recorded, with their rows; says what is wrong with the others.
+fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Vec<Vec<Row>>, Vec<String>) {
+    let checked: Vec<Result<(ShardRecord, Vec<Row>), String>> = recorded
+        .into_par_iter()
+        .map(|record| {
+            let path = dir.join(&record.file);
+            let found = fs::read(&path).map_err(|error| format!("{}: {error}", record.file))?;
+            if blake3::hash(&found).to_hex().as_str() != record.blake3 {
+                return Err(format!("{}: its content is not what was recorded", record.file));
+            }
+            let rows = shard::read_rows(dir, &record).map_err(|error| error.to_string())?;
+            Ok((record, rows))
+        })
+        .collect();
+    let (mut shards, mut rows, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+    for shard in checked {
+        match shard {
+            Ok((record, described)) => {
+                shards.push(record);
+                rows.push(described);
+            }
+            Err(reason) => damaged.push(reason),
+        }
+    }
+    (shards, rows, damaged)
+}
+
+fn index(shards: &[ShardRecord], rows: Vec<Vec<Row>>) -> Index {
+    let mut splits: HashMap<String, HashMap<String, OldRow>> = HashMap::new();
+    for (shard, (record, rows)) in shards.iter().zip(&rows).enumerate() {
+        let split = splits.entry(record.split.clone()).or_default();
+        for (row, described) in rows.iter().enumerate() {
+            // An unfinished update may have a row both in its new shard and in the retired one: the first is the newer.
+            split.entry(described.id.clone()).or_insert(OldRow { shard, row });
+        }
+    }
+    Index { splits, rows }
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(StoreError::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StoreError::Locked(dir.into())),
+        Err(fs::TryLockError::Error(error)) => Err(StoreError::io(&path)(error)),
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = fs::read_dir(dir).map_err(StoreError::io(dir))?;
+    entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(StoreError::io(dir))
+}
+
+fn is_temporary(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".tmp-"))
+}
+
+/// Whether a folder without a manifest holds anything that is not ours.
+fn is_foreign(dir: &Path) -> Result<bool, StoreError> {
+    let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name == ".lock") || is_temporary(path);
+    Ok(!list(dir)?.iter().all(ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Store, key};
+    use super::*;
+
+    fn target(dir: &Path) -> Target {
+        Target {
+            dir: dir.into(),
+            key_parts: key::tests::parts(),
+            classes: vec!["cat".into(), "dog".into()],
+            dimension: 3,
+            source: SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false },
+        }
+    }
+
+    fn extraction() -> Extraction {
+        Extraction {
+            rows: 0,
+            new: 0,
+            reused: 0,
+            quarantined: 0,
+            seconds: 1.0,
+            images_per_second: 0.0,
+            provider: "cpu".into(),
+            runtime: "1".into(),
+            threads: 1,
+            batch: 1,
+            model: "m".into(),
+            model_file: "m".into(),
+            model_sha256: "s".into(),
+            cut_reason: "r".into(),
+            splits: Vec::new(),
+            tlpipe: "0".into(),
+        }
+    }
+
+    fn row(id: usize) -> Row {
+        Row {
+            id: format!("i{id}"),
+            label: Some(i32::try_from(id % 2).unwrap()),
+            content_hash: format!("h{id}"),
+            width: 4,
+            height: 5,
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn values(id: usize) -> Vec<f32> {
+        vec![id as f32, id as f32 + 0.5, -(id as f32)]
+    }
+
+    /// Writes the images `ids` to a store, reusing what it can; returns how many were new.
+    fn extract(dir: &Path, ids: &[usize]) -> usize {
+        let mut writer = StoreWriter::open(target(dir), false).unwrap();
+        let new = push_all(&mut writer, ids);
+        writer.finish(extraction()).unwrap();
+        new
+    }
+
+    fn push_all(writer: &mut StoreWriter, ids: &[usize]) -> usize {
+        let index = writer.index();
+        let mut new = 0;
+        for &id in ids {
+            let row = row(id);
+            let embedding = match index.find("train", &row.id, &row.content_hash) {
+                Some((place, _)) => Embedding::Reused(place),
+                None => {
+                    new += 1;
+                    Embedding::New(values(id))
+                }
+            };
+            writer.push("train", row, embedding).unwrap();
+        }
+        new
+    }
+
+    fn assert_holds(dir: &Path, ids: &[usize]) {
+        let loaded = Store::open(dir).unwrap().load(&["train"]).unwrap();
+        assert_eq!(loaded.ids, ids.iter().map(|id| format!("i{id}")).collect::<Vec<_>>());
+        let expected: Vec<f32> = ids.iter().flat_map(|&id| values(id)).collect();
+        assert_eq!(loaded.embeddings.as_slice().unwrap(), expected);
+        assert_eq!(loaded.labels, ids.iter().map(|&id| row(id).label).collect::<Vec<_>>());
+    }
+
+    fn parts(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir.join("train")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_store_gives_back_what_was_put_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids: Vec<usize> = (0..5000).collect();
+        assert_eq!(extract(dir.path(), &ids), 5000);
+        assert_holds(dir.path(), &ids);
+        assert_eq!(parts(dir.path()), ["part-00000.parquet", "part-00001.parquet"]);
+    }
+
+    #[test]
+    fn an_update_runs_only_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        extract(dir.path(), &(0..9000).collect::<Vec<_>>());
+        // One gone at the front of the second shard, one inserted, some at the end.
+        let ids: Vec<usize> = (0..4096).chain(4097..6000).chain([20000]).chain(6000..9002).collect();
+        assert_eq!(extract(dir.path(), &ids), 3);
+        assert_holds(dir.path(), &ids);
+        // The first shard is as it was; the others stand under new names and the old ones are gone.
+        assert_eq!(parts(dir.path()), ["part-00000.parquet", "part-00003.parquet", "part-00004.parquet"]);
+    }
+
+    #[test]
+    fn a_run_that_died_goes_on_where_it_was() {
+        let whole = tempfile::tempdir().unwrap();
+        let cut = tempfile::tempdir().unwrap();
+        let ids: Vec<usize> = (0..9000).collect();
+        extract(whole.path(), &ids);
+        let mut writer = StoreWriter::open(target(cut.path()), false).unwrap();
+        push_all(&mut writer, &ids[..5000]);
+        drop(writer); // no pause: the 904 rows in hand are lost, the full shard is not
+        fs::write(cut.path().join("train/part-00001.parquet"), b"half").unwrap();
+        assert!(matches!(Store::open(cut.path()), Err(StoreError::Incomplete(_))));
+        assert_eq!(extract(cut.path(), &ids), 9000 - 4096);
+        assert_holds(cut.path(), &ids);
+        for part in parts(whole.path()) {
+            let read = |dir: &Path| fs::read(dir.join("train").join(&part)).unwrap();
+            assert!(read(whole.path()) == read(cut.path()), "{part} differs");
+        }
+    }
+
+    #[test]
+    fn a_pause_keeps_every_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids: Vec<usize> = (0..6000).collect();
+        let mut writer = StoreWriter::open(target(dir.path()), false).unwrap();
+        push_all(&mut writer, &ids[..5000]);
+        writer.pause().unwrap();
+        assert_eq!(extract(dir.path(), &ids), 1000);
+        assert_holds(dir.path(), &ids);
+    }
+
+    #[test]
+    fn a_damaged_shard_is_made_anew_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids: Vec<usize> = (0..5000).collect();
+        extract(dir.path(), &ids);
+        let path = dir.path().join("train/part-00001.parquet");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[100] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let mut writer = StoreWriter::open(target(dir.path()), false).unwrap();
+        assert_eq!(writer.damaged().len(), 1);
+        assert_eq!(push_all(&mut writer, &ids), 904);
+        writer.finish(extraction()).unwrap();
+        assert_holds(dir.path(), &ids);
+    }
+
+    #[test]
+    fn a_missing_or_short_shard_is_refused_by_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        extract(dir.path(), &[1, 2, 3]);
+        let path = dir.path().join("train/part-00000.parquet");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("part-00000.parquet") && error.contains("tlpipe extract"), "{error}");
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn another_key_is_refused_with_the_part_named_and_rebuilt_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        extract(dir.path(), &[1, 2]);
+        let mut other = target(dir.path());
+        other.key_parts.input_size = 160;
+        let error = StoreWriter::open(other.clone(), false).unwrap_err().to_string();
+        assert!(error.contains("input_size: 96 in the store, 160 asked for") && error.contains("--rebuild"), "{error}");
+        assert_holds(dir.path(), &[1, 2]);
+        let mut writer = StoreWriter::open(other, true).unwrap();
+        assert!(writer.index().is_empty());
+        assert_eq!(push_all(&mut writer, &[3]), 1);
+        writer.finish(extraction()).unwrap();
+        assert_holds(dir.path(), &[3]);
+    }
+
+    #[test]
+    fn new_labels_reuse_the_features() {
+        let dir = tempfile::tempdir().unwrap();
+        extract(dir.path(), &[1, 2]);
+        let mut renamed = target(dir.path());
+        renamed.classes = vec!["dog".into(), "cat".into()];
+        let mut writer = StoreWriter::open(renamed, false).unwrap();
+        assert_eq!(push_all(&mut writer, &[1, 2]), 0);
+        writer.finish(extraction()).unwrap();
+        assert_eq!(Manifest::read(dir.path()).unwrap().classes, ["dog", "cat"]);
+        assert_eq!(parts(dir.path()), ["part-00001.parquet"]);
+    }
+
+    #[test]
+    fn one_writer_at_a_time_and_a_dead_one_leaves_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = StoreWriter::open(target(dir.path()), false).unwrap();
+        assert!(matches!(StoreWriter::open(target(dir.path()), false), Err(StoreError::Locked(_))));
+        drop(writer);
+        assert!(dir.path().join(".lock").exists());
+        StoreWriter::open(target(dir.path()), false).unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_other_things_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.doc"), b"mine").unwrap();
+        assert!(matches!(StoreWriter::open(target(dir.path()), true), Err(StoreError::Foreign(_))));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_manifest_says_how_to_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        extract(dir.path(), &[1]);
+        for content in ["{", "{}", r#"{"schema": 99}"#, "[]", "\u{0}"] {
+            fs::write(dir.path().join("store.json"), content).unwrap();
+            let error = StoreWriter::open(target(dir.path()), false).unwrap_err().to_string();
+            assert!(error.contains("store.json") && error.contains("--rebuild"), "{content}: {error}");
+        }
+        StoreWriter::open(target(dir.path()), true).unwrap();
+    }
+
+    #[test]
+    fn quarantined_images_keep_their_reasons() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = StoreWriter::open(target(dir.path()), false).unwrap();
+        let image = Quarantined { id: "x".into(), split: "train".into(), error: "empty".into(), content_hash: None };
+        writer.quarantine(image.clone());
+        push_all(&mut writer, &[1]);
+        let manifest = writer.finish(extraction()).unwrap();
+        assert_eq!(manifest.quarantined, 1);
+        assert_eq!(Store::open(dir.path()).unwrap().quarantine().unwrap(), [image]);
+    }
+}
