@@ -17,10 +17,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::prepare::Preparer;
 use super::{Backbone, ExtractError};
 use crate::dataset::{Dataset, DatasetError, Record};
 use crate::events::{Event, Observer, Unit};
-use crate::image::{ImageSpec, Preprocessor};
+use crate::image::ImageSpec;
 use crate::runtime::{Device, Runtime, Session, SessionOptions};
 use crate::store::{
     Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StoreError, StoreWriter, Target,
@@ -93,7 +94,7 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     let provider = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).provider().to_owned();
     let target = Target {
         dir: plan.features.clone(),
-        key_parts: plan.backbone.key_parts(&plan.spec, plan.device.provider_class(&provider)),
+        key_parts: plan.backbone.key_parts(&plan.spec, &provider.to_lowercase()),
         classes: plan.dataset.classes().to_vec(),
         dimension: plan.backbone.width(),
         source: plan.source.clone(),
@@ -144,7 +145,7 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
 fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, ExtractError> {
     let options = SessionOptions { device: plan.device, threads: 1 };
     let mut sessions = vec![Mutex::new(runtime.session(plan.backbone.model(), &options)?)];
-    let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).on_cpu();
+    let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).provider() == "CPU";
     while on_cpu && sessions.len() < plan.threads {
         sessions.push(Mutex::new(runtime.session(plan.backbone.model(), &options)?));
     }
@@ -184,13 +185,13 @@ fn read(
 }
 
 fn work(plan: &Plan<'_>, session: &Mutex<Session>, index: &Index, batches: &Mutex<Receiver<Batch>>, results: &SyncSender<Done>) {
-    let mut preprocessor = Preprocessor::new(&plan.spec);
+    let mut preparer = Preparer::new(&plan.spec);
     let mut tensor = Vec::new();
     loop {
         let next = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Batch { number, records }) = next else { return };
         // A panic must not leave the others waiting for this batch.
-        let carried = catch_unwind(AssertUnwindSafe(|| batch(plan, session, index, &mut preprocessor, &mut tensor, records)));
+        let carried = catch_unwind(AssertUnwindSafe(|| batch(plan, session, index, &mut preparer, &mut tensor, records)));
         let outcomes = carried.unwrap_or(Err(ExtractError::Worker));
         if results.send(Done { number, outcomes }).is_err() {
             return;
@@ -203,11 +204,11 @@ fn batch(
     plan: &Plan<'_>,
     session: &Mutex<Session>,
     index: &Index,
-    preprocessor: &mut Preprocessor,
+    preparer: &mut Preparer,
     tensor: &mut Vec<f32>,
     records: Vec<Record>,
 ) -> Result<Vec<Outcome>, ExtractError> {
-    let image_len = plan.spec.tensor_len();
+    let image_len = plan.spec.values();
     let mut outcomes = Vec::with_capacity(records.len());
     let mut fresh = Vec::with_capacity(records.len());
     tensor.clear();
@@ -232,7 +233,7 @@ fn batch(
         let slot = tensor.len();
         tensor.resize(slot + image_len, 0.0);
         // A decoder that panics on hostile bytes costs that image, not the run.
-        let prepared = catch_unwind(AssertUnwindSafe(|| preprocessor.run(&bytes, &mut tensor[slot..])));
+        let prepared = catch_unwind(AssertUnwindSafe(|| preparer.run(&bytes, &mut tensor[slot..])));
         match prepared {
             Ok(Ok((width, height))) => {
                 fresh.push(outcomes.len());
@@ -242,7 +243,7 @@ fn batch(
             }
             failed => {
                 tensor.truncate(slot);
-                *preprocessor = Preprocessor::new(&plan.spec);
+                *preparer = Preparer::new(&plan.spec);
                 let reason = failed.map_or_else(|_| "the decoder failed on it".into(), |result| reason(result.err()));
                 outcomes.push(quarantined(id, split, reason, Some(content_hash)));
             }
@@ -394,7 +395,7 @@ impl<'a> Tally<'a> {
             model: plan.backbone.name().to_owned(),
             model_file: plan.backbone.file().display().to_string(),
             model_sha256: plan.backbone.sha256().to_owned(),
-            cut_reason: plan.backbone.cut_reason(),
+            cut_reason: plan.backbone.cut().reason.to_string(),
             splits: self.splits,
             tlpipe: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -2,10 +2,11 @@
 
 mod backbone;
 mod engine;
+mod prepare;
 
 use std::path::PathBuf;
 
-pub use backbone::{Backbone, BackboneError};
+pub use backbone::{Backbone, BackboneError, PixelScale};
 pub use engine::{Ended, Plan, extract};
 
 use crate::dataset::DatasetError;

@@ -76,7 +76,7 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
     if !rebuild && let Some(manifest) = up_to_date(&pipeline.features, &backbone, &spec, device, &source, dataset.classes()) {
         return Ok(Extracted { outcome: StageOutcome::UpToDate, manifest });
     }
-    for warning in dataset.warnings().iter().chain(backbone.assumptions()).chain(&backbone.warnings_at(spec.side)) {
+    for warning in dataset.warnings().iter().chain(backbone.assumptions()).chain(&backbone.warning_at(spec.side)) {
         (context.observe)(Event::Warned(warning.clone()));
     }
     let runtime = Runtime::start(&locate(&context.runtime_options(), context.observe)?)?;
@@ -85,10 +85,10 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
         threads => threads,
     };
     (context.observe)(Event::Noted(format!(
-        "extract   {} · {} {} · {} px · {device}, ONNX Runtime {}, {threads} thread{}",
+        "extract   {} · {} cut at {} · {} px · {device}, ONNX Runtime {}, {threads} thread{}",
         source.name,
         backbone.name(),
-        backbone.cut_reason(),
+        backbone.cut().tensor,
         spec.side,
         runtime.version(),
         if threads == 1 { "" } else { "s" },
@@ -117,7 +117,7 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
 fn backbone(pipeline: &Pipeline, context: &Context<'_>) -> Result<Backbone, PipelineError> {
     let settings = &pipeline.settings.backbone;
     let located = Finder::new(context.search.clone())?.model(&settings.model, context.observe)?;
-    Ok(Backbone::load(&located, settings)?)
+    Ok(Backbone::load(&located, settings.cut.as_deref(), settings.pixels)?)
 }
 
 /// The store as it is, where it already holds what is asked for.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use extract::{Extracted, StageOutcome, extract, open_dataset};
 pub use fit::{Fit, fit_head};
 pub use report::{Reported, report};
-pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, PixelScale, RuntimeSettings, Settings};
+pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, RuntimeSettings, Settings};
 
 use crate::assets::Search;
 use crate::events::Observer;

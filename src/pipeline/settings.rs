@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::PipelineError;
+use crate::extract::PixelScale;
 use crate::head::HeadParams;
 use crate::image::Resize;
 
@@ -55,20 +56,6 @@ pub struct BackboneSettings {
     pub pixels: Option<PixelScale>,
     /// `pooled`: the tensor before the classifier.
     pub layers: Layers,
-}
-
-/// Pixel values that backbones are trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PixelScale {
-    /// x / 127.5 - 1.
-    TensorFlow,
-    /// x / 255, less the mean of `ImageNet`, over its standard deviation: PyTorch, the ONNX model zoo.
-    ImageNet,
-    /// x / 255.
-    Unit,
-    /// x: 0 to 255.
-    Raw,
 }
 
 /// Which tensors are read.

@@ -1,0 +1,131 @@
+//! `tlpipe models`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::say::{self, Output};
+use crate::assets::{Finder, Located};
+use crate::extract::Backbone;
+use crate::onnx::{self, Inspection, Model};
+use crate::pipeline::Context;
+
+/// Subcommands of `tlpipe models`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Backbones that tlpipe knows by name, and whether they are at hand.
+    List,
+    /// Find a backbone or download it.
+    Fetch {
+        /// Its name, as `tlpipe models list` shows it.
+        name: String,
+    },
+    /// Input, layout, the cut that would be made and why, feature width, preprocessing.
+    Inspect(ModelArgs),
+    /// Write the backbone without its top.
+    Cut {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// File to write.
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+/// A model and where to cut it.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// A model's name, or a path to an ONNX file.
+    model: String,
+    /// Tensor to cut at instead of the one before the classifier.
+    #[arg(long, value_name = "TENSOR")]
+    cut: Option<String>,
+}
+
+/// Runs a subcommand.
+pub fn main(command: &ModelsCommand, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+    let finder = Finder::new(context.search.clone())?;
+    match command {
+        ModelsCommand::List => list(&finder, output),
+        ModelsCommand::Fetch { name } => {
+            let located = finder.fetch_model(name, context.observe)?;
+            output.result(&json!({ "name": name, "path": located.path, "sha256": located.sha256, "how": located.how }), || {
+                format!("{} ({})", located.path.display(), located.how)
+            })
+        }
+        ModelsCommand::Inspect(args) => inspect(&finder.model(&args.model, context.observe)?, args, output),
+        ModelsCommand::Cut { model, out } => {
+            let located = finder.model(&model.model, context.observe)?;
+            let backbone = Backbone::load(&located, model.cut.as_deref(), None)?;
+            std::fs::write(out, backbone.model()).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
+            let result = json!({ "path": out, "cut": backbone.cut(), "features": backbone.width(), "bytes": backbone.model().len() });
+            output.result(&result, || {
+                format!("{}: cut at {} ({}), {} features", out.display(), backbone.cut().tensor, backbone.cut().reason, backbone.width())
+            })
+        }
+    }
+}
+
+fn list(finder: &Finder, output: Output) -> anyhow::Result<()> {
+    let models: Vec<_> = finder.models().iter().map(|card| (card, finder.model_at_hand(&card.name))).collect();
+    let json: Vec<_> = models
+        .iter()
+        .map(|(card, found)| json!({ "name": card.name, "title": card.title, "licence": card.licence, "at_hand": found }))
+        .collect();
+    output.result(&json, || {
+        let known = models.iter().map(|(card, found)| {
+            vec![card.name.clone(), card.title.clone(), card.licence.clone(), found.clone().unwrap_or_else(|| "no".into())]
+        });
+        let mut text = say::table(&["name", "what", "licence", "at hand"], known);
+        for alias in finder.aliases() {
+            text.push_str(&format!("\n{} stands for the first at hand of {}", alias.name, alias.models.join(", ")));
+        }
+        text
+    })
+}
+
+fn inspect(located: &Located, args: &ModelArgs, output: Output) -> anyhow::Result<()> {
+    let model = Model::from_bytes(&located.read()?, &located.path.display().to_string())?;
+    let inspection = onnx::inspect(&model, args.cut.as_deref())?;
+    let backbone = Backbone::load(located, args.cut.as_deref(), None).ok();
+    let mut json = serde_json::to_value(&inspection)?;
+    json["sha256"] = located.sha256.clone().into();
+    json["preprocessing"] = serde_json::to_value(backbone.as_ref().map(Backbone::pixels))?;
+    json["assumed"] = serde_json::to_value(backbone.as_ref().map(Backbone::assumptions))?;
+    output.result(&json, || text(located, &inspection, backbone.as_ref()))
+}
+
+fn text(located: &Located, inspection: &Inspection, backbone: Option<&Backbone>) -> String {
+    let input = &inspection.input;
+    let size = |size: &Option<i64>| size.map_or("any".to_owned(), |size| size.to_string());
+    let shape: Vec<String> = input.shape.iter().map(size).collect();
+    let mut lines = vec![
+        format!("{} ({})", located.path.display(), located.how),
+        format!("  sha256         {}", located.sha256),
+        format!("  made by        {}, opset {}", some(&inspection.producer), inspection.opset),
+        format!("  size           {} operators, {} weights", inspection.nodes, inspection.parameters),
+        format!("  input          {} {} {} [{}]", input.name, input.dtype, input.layout, shape.join(", ")),
+        format!("                 {}", input.layout_reason),
+        format!("  outputs        {}", inspection.outputs.join(", ")),
+    ];
+    if let Some(cut) = &inspection.cut {
+        lines.push(format!("  cut            {}", cut.tensor));
+        lines.push(format!("                 {}", cut.reason));
+    }
+    if let Some(problem) = &inspection.problem {
+        lines.push(format!("  no cut         {problem}"));
+    }
+    let features = inspection.features.map_or("depends on the image size".to_owned(), |width| width.to_string());
+    lines.push(format!("  features       {features}"));
+    if let Some(backbone) = backbone {
+        lines.push(format!("  pixels         {}", backbone.pixels()));
+        lines.push(format!("  trained at     {} px", backbone.native_side()));
+        lines.extend(backbone.assumptions().iter().map(|assumption| format!("  assumed        {assumption}")));
+    }
+    lines.join("\n")
+}
+
+fn some(text: &str) -> &str {
+    if text.is_empty() { "an unnamed tool" } else { text }
+}

@@ -1,0 +1,225 @@
+//! The frozen network as extraction sees it: the cut model, its pixels, its width, its part of the key.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::assets::{AssetError, Located};
+use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat};
+use crate::onnx::{self, Cut, Model, OnnxError};
+use crate::store::{KeyParts, STORE_SCHEMA};
+
+/// Why a network cannot serve as a backbone.
+#[derive(Debug, thiserror::Error)]
+pub enum BackboneError {
+    /// Its file cannot be read.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// Its graph cannot be used.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// How many values an image gives depends on its size.
+    #[error("{model}: the width of tensor `{tensor}` is not known; name a pooled tensor with --cut")]
+    Width {
+        /// The ONNX file.
+        model: PathBuf,
+        /// Where it was cut.
+        tensor: String,
+    },
+    /// It takes one image size alone.
+    #[error("{model}: this network takes images of {fixed} pixels only, {asked} asked for; leave --input-size out")]
+    Side {
+        /// The ONNX file.
+        model: PathBuf,
+        /// The size it takes.
+        fixed: u32,
+        /// The size that was asked for.
+        asked: u32,
+    },
+    /// The image size is no image size.
+    #[error("input size {0}: give 1 to 4096 pixels")]
+    NoSide(u32),
+}
+
+/// Pixel values that backbones are trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PixelScale {
+    /// x / 127.5 - 1.
+    TensorFlow,
+    /// x / 255, less the mean of `ImageNet`, over its standard deviation: PyTorch, the ONNX model zoo.
+    ImageNet,
+    /// x / 255.
+    Unit,
+    /// x: 0 to 255.
+    Raw,
+}
+
+impl PixelScale {
+    /// The arithmetic for a network with this order of axes; red comes first.
+    pub fn format(self, layout: Layout) -> PixelFormat {
+        let plain = |divisor| PixelFormat { layout, order: ChannelOrder::Rgb, divisor, mean: [0.0; 3], std: [1.0; 3] };
+        match self {
+            Self::TensorFlow => PixelFormat { layout, ..PixelFormat::TENSORFLOW },
+            Self::ImageNet => PixelFormat { layout, ..PixelFormat::IMAGENET },
+            Self::Unit => plain(255.0),
+            Self::Raw => plain(1.0),
+        }
+    }
+}
+
+/// A network without its top, ready to run.
+#[derive(Clone, Debug)]
+pub struct Backbone {
+    name: String,
+    file: PathBuf,
+    sha256: String,
+    blake3: String,
+    model: Vec<u8>,
+    cut: Cut,
+    width: usize,
+    pixels: PixelFormat,
+    native_side: u32,
+    fixed_side: Option<u32>,
+    assumptions: Vec<String>,
+}
+
+impl Backbone {
+    /// Reads a network and cuts it: at `cut`, or before its top. Its pixels are what `pixels` says, else its card, else its
+    /// graph; what had to be assumed is in [`Self::assumptions`].
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no image network, or cannot be cut.
+    pub fn load(located: &Located, cut: Option<&str>, pixels: Option<PixelScale>) -> Result<Self, BackboneError> {
+        let bytes = located.read()?;
+        let file = located.path.clone();
+        let model = Model::from_bytes(&bytes, &file.display().to_string())?;
+        let place = onnx::find_cut(&model, cut)?;
+        let without_top = onnx::cut(&model, &place)?;
+        let input = onnx::input(&without_top)?;
+        let layout = match input.layout {
+            onnx::Layout::Nchw => Layout::Nchw,
+            onnx::Layout::Nhwc => Layout::Nhwc,
+        };
+        let mut assumptions = Vec::new();
+        let card = located.card.as_ref().map(|card| &card.preprocessing);
+        let pixels = match (pixels, card) {
+            (Some(scale), _) => scale.format(layout),
+            (None, Some(card)) => PixelFormat { layout, ..card.pixels.clone() },
+            (None, None) => {
+                let found = onnx::hints(&model)?.preprocessing;
+                if found.assumed {
+                    assumptions.push(format!(
+                        "{}: no card says which pixel values this network expects; {}. If that is wrong, accuracy suffers: \
+                         give --pixels tensorflow, imagenet, unit or raw",
+                        file.display(),
+                        found.reason
+                    ));
+                }
+                let order = match found.order {
+                    onnx::ChannelOrder::Rgb => ChannelOrder::Rgb,
+                    onnx::ChannelOrder::Bgr => ChannelOrder::Bgr,
+                };
+                PixelFormat { layout, order, divisor: found.divisor, mean: found.mean, std: found.std }
+            }
+        };
+        let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Self {
+            name: located.card.as_ref().map_or(stem, |card| card.name.clone()),
+            sha256: located.sha256.clone(),
+            blake3: blake3::hash(&bytes).to_hex().to_string(),
+            model: without_top.to_bytes(),
+            width: place.features.ok_or_else(|| BackboneError::Width { model: file.clone(), tensor: place.tensor.clone() })?,
+            cut: place,
+            native_side: card.map(|card| card.side).or(onnx::input(&model)?.side).unwrap_or(224),
+            fixed_side: input.side,
+            pixels,
+            assumptions,
+            file,
+        })
+    }
+
+    /// Name in the registry, or of the file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The ONNX file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// SHA-256 of the ONNX file.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The cut network as ONNX: one output, `[N, D]` float32.
+    pub fn model(&self) -> &[u8] {
+        &self.model
+    }
+
+    /// Width D of a feature row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// What it expects of a pixel.
+    pub fn pixels(&self) -> &PixelFormat {
+        &self.pixels
+    }
+
+    /// Side of the images it was trained on, pixels.
+    pub fn native_side(&self) -> u32 {
+        self.native_side
+    }
+
+    /// The tensor that is read, and why.
+    pub fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
+    /// What neither a card nor the graph says and was assumed.
+    pub fn assumptions(&self) -> &[String] {
+        &self.assumptions
+    }
+
+    /// Refuses an image size that the network does not take.
+    ///
+    /// # Errors
+    /// When the size is fixed to another one, or is none.
+    pub fn check_side(&self, side: u32) -> Result<(), BackboneError> {
+        match self.fixed_side {
+            Some(fixed) if fixed != side => Err(BackboneError::Side { model: self.file.clone(), fixed, asked: side }),
+            _ if !(1..=4096).contains(&side) => Err(BackboneError::NoSide(side)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a user should know about this image size: a network that halves its map five times needs two cells at the end.
+    pub fn warning_at(&self, side: u32) -> Option<String> {
+        const USUAL: u32 = 128;
+        const LEAST: u32 = 64;
+        (self.native_side >= USUAL && side < LEAST).then(|| {
+            format!(
+                "at {side} px the last feature map of a network trained at {} px is a single, nearly dead cell: expect poor \
+                 features (MobileNetV2 on CIFAR-10: 23 % at 32 px, 77 % at 96 px); give --input-size 96 or more",
+                self.native_side
+            )
+        })
+    }
+
+    /// What the features depend on, on this kind of device (`cpu`, `cuda`).
+    pub fn key_parts(&self, spec: &ImageSpec, device: &str) -> KeyParts {
+        KeyParts {
+            backbone: self.blake3.clone(),
+            cut: vec![self.cut.tensor.clone()],
+            input_size: spec.side,
+            resize: spec.resize.to_string(),
+            preprocessing: spec.pixels.to_string(),
+            precision: "fp32".into(),
+            provider: device.to_owned(),
+            schema: STORE_SCHEMA,
+        }
+    }
+}

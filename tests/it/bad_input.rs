@@ -1,0 +1,119 @@
+//! What is wrong with a user's files is said with the file, the reason and the remedy, and costs nothing that was done.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use tlpipe::store::Store;
+
+use crate::support::{Scratch, parquet, picture, png, quick};
+
+fn extract(data: &str) -> Vec<&str> {
+    [&["extract"][..], &quick(data, &["--features", "f"])].concat()
+}
+
+#[test]
+fn bad_images_are_quarantined_and_the_others_used() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 5);
+    let good = png(&picture(0, 1));
+    let put = |name: &str, content: &[u8]| fs::write(scratch.path("photos/cat").join(name), content).unwrap();
+    put("bad_truncated.png", &good[..good.len() / 2]);
+    put("bad_empty.png", b"");
+    put("bad_text.jpg", b"not an image\n");
+    let mut huge = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x4e\x20\0\0\x4e\x20\x08\x02\0\0\0".to_vec();
+    let crc = flate2::Crc::new();
+    let mut crc = crc;
+    crc.update(&huge[12..]);
+    huge.extend(crc.sum().to_be_bytes());
+    put("bad_huge.png", &huge);
+    let ran = scratch.ok(&extract(&data));
+    assert!(ran.stdout.contains("4 quarantined"), "{}", ran.stdout);
+    let store = Store::open(&scratch.path("f")).unwrap();
+    assert_eq!(store.manifest().rows("train"), 10);
+    let quarantine = store.quarantine().unwrap();
+    let ids: BTreeSet<&str> = quarantine.iter().map(|image| image.id.as_str()).collect();
+    assert_eq!(ids, BTreeSet::from(["cat/bad_truncated.png", "cat/bad_empty.png", "cat/bad_text.jpg", "cat/bad_huge.png"]));
+    let reason = |id: &str| quarantine.iter().find(|image| image.id == id).unwrap().error.clone();
+    assert!(reason("cat/bad_empty.png").contains("empty"), "{}", reason("cat/bad_empty.png"));
+    assert!(reason("cat/bad_huge.png").contains("20000 x 20000"), "{}", reason("cat/bad_huge.png"));
+    assert!(quarantine.iter().all(|image| !image.error.is_empty()));
+}
+
+#[test]
+fn a_source_without_one_usable_image_is_an_error() {
+    let scratch = Scratch::new();
+    fs::create_dir_all(scratch.path("photos/cat")).unwrap();
+    fs::write(scratch.path("photos/cat/a.jpg"), b"no").unwrap();
+    let said = scratch.fails(1, &extract("photos"));
+    assert!(said.contains("quarantine.parquet"), "{said}");
+    // And stays one.
+    scratch.fails(1, &extract("photos"));
+}
+
+#[test]
+fn sources_that_are_none_are_named() {
+    let scratch = Scratch::new();
+    let said = scratch.fails(1, &extract("no/such/place"));
+    assert!(said.contains("no/such/place"), "{said}");
+    fs::create_dir_all(scratch.path("empty")).unwrap();
+    let said = scratch.fails(1, &extract("empty"));
+    assert!(said.contains("empty") && said.contains("no images"), "{said}");
+    fs::write(scratch.path("cut.parquet"), b"PAR1half").unwrap();
+    let said = scratch.fails(1, &extract("cut.parquet"));
+    assert!(said.contains("cut.parquet"), "{said}");
+}
+
+#[test]
+fn null_images_and_unlabelled_rows_do_not_stop_the_rest() {
+    let scratch = Scratch::new();
+    let mut images: Vec<_> = (0..12).map(|number| Some(png(&picture(number % 2, number)))).collect();
+    images[3] = None;
+    let mut labels: Vec<i64> = (0..12).map(|number| number % 2).collect();
+    labels[4] = -1;
+    parquet(&scratch.path("set/train-0.parquet"), &images, &labels);
+    scratch.ok(&extract("set"));
+    let ran = scratch.ok(&["fit-head", "--features", "f", "--run", "r"]);
+    assert!(ran.stderr.contains("1 images of train have no label"), "{}", ran.stderr);
+}
+
+#[test]
+fn models_that_cannot_be_used_say_why() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 2);
+    fs::write(scratch.path("garbage.onnx"), b"this is no model").unwrap();
+    let said = scratch.fails(1, &["extract", "--data", &data, "--model", "garbage.onnx", "--features", "f"]);
+    assert!(said.contains("garbage.onnx"), "{said}");
+    let said = scratch.fails(1, &["extract", "--data", &data, "--model", "mobilenet_v9", "--features", "f", "--offline"]);
+    assert!(said.contains("mobilenet_v9") && said.contains("mobilenet"), "{said}");
+    let said = scratch.fails(1, &["extract", "--data", &data, "--model", "quickstart", "--cut", "nothing", "--features", "f"]);
+    assert!(said.contains("nothing"), "{said}");
+}
+
+#[test]
+fn stores_and_runs_that_do_not_fit_are_refused() {
+    let scratch = Scratch::new();
+    let said = scratch.fails(1, &["fit-head", "--features", "nowhere", "--run", "r"]);
+    assert!(said.contains("nowhere") && said.contains("tlpipe extract"), "{said}");
+    let said = scratch.fails(1, &["report", "--features", "nowhere", "--run", "nowhere"]);
+    assert!(said.contains("tlpipe fit-head"), "{said}");
+    let data = scratch.folders("photos", &["cat", "dog"], 4);
+    scratch.ok(&extract(&data));
+    let said = scratch.fails(1, &[&extract(&data)[..], &["--resize", "crop"]].concat());
+    assert!(said.contains("resize: squash in the store, crop asked for") && said.contains("--rebuild"), "{said}");
+    // A folder of one's own is not taken for a store.
+    let said = scratch.fails(1, &["extract", "--data", &data, "--model", "quickstart", "--features", &data]);
+    assert!(said.contains("holds no feature store"), "{said}");
+}
+
+#[test]
+fn a_head_that_cannot_be_fitted_says_why() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("one", &["cat"], 6);
+    scratch.ok(&extract(&data));
+    let said = scratch.fails(1, &["fit-head", "--features", "f", "--run", "r"]);
+    assert!(said.contains("class"), "{said}");
+    for (setting, needle) in [("head.validation_split=1.5", "validation_split"), ("head.batch_size=0", "batch_size")] {
+        let said = scratch.fails(1, &["fit-head", "--features", "f", "--run", "r", "--set", setting]);
+        assert!(said.contains(needle), "{said}");
+    }
+}

@@ -1,0 +1,76 @@
+//! The command line itself.
+
+use std::fs;
+
+use crate::support::Scratch;
+
+#[test]
+fn help_lists_what_works_with_examples() {
+    let scratch = Scratch::new();
+    let help = scratch.ok(&["--help"]).stdout;
+    for command in ["run", "extract", "fit-head", "report", "models", "data", "doctor"] {
+        assert!(help.contains(&format!("\n  {command}")), "{command} is missing in: {help}");
+    }
+    assert!(help.contains("tlpipe run pipelines/quickstart.toml"), "{help}");
+    for command in ["run", "extract", "fit-head", "report"] {
+        assert!(scratch.ok(&[command, "--help"]).stdout.contains("Examples:"), "{command}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_status_2_and_says_what_is_right() {
+    let scratch = Scratch::new();
+    scratch.fails(2, &["extrct"]);
+    let said = scratch.fails(2, &["run"]);
+    assert!(said.contains("tlpipe.toml") && said.contains("--data"), "{said}");
+    scratch.fails(2, &["run", "--set", "nonsense"]);
+}
+
+#[test]
+fn a_misspelt_key_is_an_error_with_the_nearest_key() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path("tlpipe.toml"), "[head]\nlerning_rate = 1\n").unwrap();
+    let said = scratch.fails(1, &["run"]);
+    assert!(said.contains("tlpipe.toml") && said.contains("lerning_rate") && said.contains("learning_rate"), "{said}");
+    let said = scratch.fails(1, &["run", "missing.toml"]);
+    assert!(said.contains("missing.toml"), "{said}");
+}
+
+#[test]
+fn nothing_is_coloured_and_no_bar_is_drawn_when_piped() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 3);
+    let ran = scratch.ok(&["extract", "--data", &data, "--model", "quickstart", "--input-size", "32", "--features", "f"]);
+    assert!(!ran.stderr.contains('\u{1b}') && !ran.stdout.contains('\u{1b}'), "{}{}", ran.stderr, ran.stdout);
+    let quiet = scratch.ok(&["-q", "extract", "--data", &data, "--model", "quickstart", "--input-size", "32", "--features", "g"]);
+    assert_eq!(quiet.stderr, "");
+}
+
+#[test]
+fn another_directory_is_worked_in() {
+    let scratch = Scratch::new();
+    fs::create_dir_all(scratch.path("there")).unwrap();
+    scratch.folders("there/photos", &["cat", "dog"], 3);
+    scratch.ok(&["-C", "there", "extract", "--data", "photos", "--model", "quickstart", "--input-size", "32", "--features", "f"]);
+    assert!(scratch.path("there/f/store.json").is_file());
+}
+
+#[test]
+fn data_and_models_and_the_doctor_answer() {
+    let scratch = Scratch::new();
+    let sets = scratch.json(&["data", "list"]);
+    assert!(sets.as_array().unwrap().iter().any(|set| set["name"] == "cifar10"), "{sets}");
+    let models = scratch.json(&["models", "list"]);
+    assert!(models.as_array().unwrap().iter().any(|model| model["name"] == "mobilenetv2-12"), "{models}");
+    let model = scratch.json(&["models", "inspect", "quickstart"]);
+    assert_eq!(model["input"]["layout"], "nchw");
+    assert!(model["cut"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{model}");
+    scratch.ok(&["models", "cut", "quickstart", "-o", "cut.onnx"]);
+    let cut = scratch.json(&["models", "inspect", "cut.onnx"]);
+    assert_eq!(cut["features"], model["features"]);
+    scratch.ok(&["data", "synth", "--out", "drawn", "--train", "20", "--test", "10"]);
+    let drawn = scratch.json(&["data", "inspect", "drawn"]);
+    assert_eq!(drawn["splits"].as_array().unwrap().len(), 2);
+    let doctor = scratch.json(&["doctor"]);
+    assert!(doctor["onnxruntime"]["path"].is_string(), "{doctor}");
+}

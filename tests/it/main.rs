@@ -1,0 +1,10 @@
+//! The program as a user meets it: the release binary, real files, real models where they are at hand.
+
+mod bad_input;
+mod cli;
+mod golden;
+mod incremental;
+mod quickstart;
+mod real;
+mod sources;
+mod support;
