@@ -53,10 +53,10 @@ pub struct SynthArgs {
     seed: u64,
     /// Images to train on.
     #[arg(long, default_value_t = synth::SynthParams::default().train)]
-    train: usize,
+    train: u64,
     /// Images to test on.
     #[arg(long, default_value_t = synth::SynthParams::default().test)]
-    test: usize,
+    test: u64,
     /// Side of an image, pixels.
     #[arg(long, default_value_t = synth::SynthParams::default().side)]
     side: u32,
@@ -78,7 +78,7 @@ pub fn main(command: &DataCommand, context: &Context<'_>, output: Output) -> any
             let params = synth::SynthParams { seed: args.seed, train: args.train, test: args.test, side: args.side };
             synth::write(&params, &args.out)?;
             output.result(&json!({ "path": args.out, "train": args.train, "test": args.test, "seed": args.seed }), || {
-                let images = say::count(args.train + args.test);
+                let images = args.train + args.test;
                 format!("{}: {images} images drawn (seed {})", args.out.display(), args.seed)
             })
         }
@@ -87,7 +87,7 @@ pub fn main(command: &DataCommand, context: &Context<'_>, output: Output) -> any
 
 fn list(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
     let finder = Finder::new(context.search.clone())?;
-    let sets: Vec<_> = finder.datasets().iter().map(|card| (card, finder.dataset_at_hand(&card.name))).collect();
+    let sets: Vec<_> = finder.datasets().iter().map(|card| (card, finder.dataset_at_hand(card).map(|found| found.how))).collect();
     let json: Vec<_> = sets
         .iter()
         .map(|(card, found)| json!({ "name": card.name, "title": card.title, "licence": card.licence, "at_hand": found }))
@@ -112,14 +112,14 @@ fn inspect(args: &InspectArgs, context: &Context<'_>, output: Output) -> anyhow:
     let splits: Vec<_> = dataset.splits().iter().map(|split| (split.name.to_string(), split.rows)).collect();
     let json = json!({
         "source": args.source,
-        "kind": dataset.kind(),
+        "kind": dataset.name(),
         "splits": splits.iter().map(|(name, rows)| json!({ "name": name, "rows": rows })).collect::<Vec<_>>(),
         "classes": dataset.classes(),
         "sorted_by_class": dataset.sorted_by_class(),
         "warnings": dataset.warnings(),
     });
     output.result(&json, || {
-        let mut lines = vec![format!("{} · {}", args.source, dataset.kind())];
+        let mut lines = vec![format!("{} · {}", args.source, dataset.name())];
         lines.extend(splits.iter().map(|(name, rows)| format!("  {name:<12} {} images", say::count(*rows))));
         lines.push(format!("  {} classes: {}", dataset.classes().len(), some_of(dataset.classes())));
         lines.extend(dataset.warnings().iter().map(|warning| format!("  warning: {warning}")));

@@ -14,8 +14,8 @@ pub fn main(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
     let candidates = runtime::candidates(&options);
     let chosen = runtime::locate(&options, &events::ignore);
     let finder = Finder::new(context.search.clone())?;
-    let models: Vec<_> = finder.models().iter().map(|card| (card.name.clone(), finder.model_at_hand(&card.name))).collect();
-    let sets: Vec<_> = finder.datasets().iter().map(|card| (card.name.clone(), finder.dataset_at_hand(&card.name))).collect();
+    let models: Vec<_> = finder.models().iter().map(|card| (card.name.clone(), finder.model_at_hand(card).map(|found| found.how))).collect();
+    let sets: Vec<_> = finder.datasets().iter().map(|card| (card.name.clone(), finder.dataset_at_hand(card).map(|found| found.how))).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let result = json!({
         "tlpipe": env!("CARGO_PKG_VERSION"),

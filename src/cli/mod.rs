@@ -93,6 +93,8 @@ static STOPPABLE: AtomicBool = AtomicBool::new(false);
 
 /// Parses the command line, runs the command, prints an error; the status is 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 pub fn main() -> ExitCode {
+    // Before there are threads: it sets a variable of the environment.
+    crate::runtime::disable_telemetry();
     let cli = Cli::parse();
     let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose);
     if let Err(error) = watch_signals(&progress) {

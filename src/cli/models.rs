@@ -68,7 +68,7 @@ pub fn main(command: &ModelsCommand, context: &Context<'_>, output: Output) -> a
 }
 
 fn list(finder: &Finder, output: Output) -> anyhow::Result<()> {
-    let models: Vec<_> = finder.models().iter().map(|card| (card, finder.model_at_hand(&card.name))).collect();
+    let models: Vec<_> = finder.models().iter().map(|card| (card, finder.model_at_hand(card).map(|found| found.how))).collect();
     let json: Vec<_> = models
         .iter()
         .map(|(card, found)| json!({ "name": card.name, "title": card.title, "licence": card.licence, "at_hand": found }))

@@ -33,6 +33,11 @@ pub fn summary(reported: &Reported) -> String {
     format!("  report    {}", reported.html.display())
 }
 
+/// A share from 0 to 1; a dash where there is none.
+fn share(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+}
+
 /// A line a split, then the weakest classes.
 fn table(reported: &Reported) -> Option<String> {
     let facts = reported.facts.as_ref()?;
@@ -51,14 +56,14 @@ fn table(reported: &Reported) -> Option<String> {
     let mut text = say::table(&["split", "rows", "accuracy", "95 %", "loss"], splits);
     if let Some(examined) = &facts.examined {
         let mut classes: Vec<_> = examined.classes.iter().filter(|class| class.support > 0).collect();
-        classes.sort_by(|a, b| a.f1.total_cmp(&b.f1));
+        classes.sort_by(|a, b| a.f1.unwrap_or(0.0).total_cmp(&b.f1.unwrap_or(0.0)));
         let shown = classes.iter().take(10).map(|class| {
             vec![
                 class.class.clone(),
                 say::count(class.support),
-                format!("{:.3}", class.precision),
-                format!("{:.3}", class.recall),
-                format!("{:.3}", class.f1),
+                share(class.precision),
+                share(class.recall),
+                share(class.f1),
             ]
         });
         text.push_str("\n\n");

@@ -96,7 +96,7 @@ pub fn seconds(number: f64) -> String {
 /// A table without borders: the first column left, the others as they come.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);

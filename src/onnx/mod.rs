@@ -1,6 +1,53 @@
 //! Pure graph work on ONNX models, without a runtime: read, find the cut, cut, describe.
+//!
+//! ```text
+//! file ──Model::read──▶ Model ──input──▶ Input      what the model takes
+//!                         ├─────find_cut──▶ Cut     where the features are, and why
+//!                         ├─────hints──▶ Hints      what the graph says about preprocessing
+//!                         └─────cut(&Cut)──▶ Model  image in, one output `embedding` [N, D] float32
+//! ```
+//!
+//! No shape is taken on trust: most exports carry none for their inner tensors, and those they carry hold for one size only.
+//! The shapes are worked out by this room at two image sizes and two batch sizes, which tells the batch, the position and the
+//! channel axes of a tensor apart, and proves (or refutes) that a fixed batch or a fixed image size may be opened.
+//!
+//! ```no_run
+//! use tlpipe::onnx::{Model, cut, find_cut};
+//!
+//! let model = Model::read("mobilenetv2-12.onnx".as_ref())?;
+//! let place = find_cut(&model, None)?;
+//! println!("{}: {}", place.tensor, place.reason);
+//! std::fs::write("backbone.onnx", cut(&model, &place)?.to_bytes())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod cut;
+mod error;
+mod external;
+mod find;
+#[cfg(test)]
+mod fixture;
+mod graph;
+mod hints;
+mod input;
+mod inspect;
+mod model;
+mod open;
+mod rules;
+mod shapes;
+mod tensor;
+#[cfg(test)]
+mod tests;
 
 /// The ONNX schema as Rust types.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 pub mod proto;
+
+pub use cut::{EMBEDDING, cut};
+pub use error::OnnxError;
+pub use find::{Cut, CutReason, Pooling, find_cut};
+pub use hints::{ChannelOrder, Hints, Preprocessing, hints};
+pub use input::{Input, InputType, Layout, input};
+pub use inspect::{Inspection, inspect};
+pub use model::Model;

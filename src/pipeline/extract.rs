@@ -1,6 +1,6 @@
 //! Stage 1 of a pipeline.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Context, DataSettings, Interrupted, Pipeline, PipelineError};
 use crate::assets::Finder;
@@ -8,7 +8,7 @@ use crate::dataset::{Dataset, SourceOptions, synth};
 use crate::events::Event;
 use crate::extract::{Backbone, Ended, Plan, extract as run_engine};
 use crate::image::ImageSpec;
-use crate::runtime::{Device, Runtime, locate};
+use crate::runtime::{Device, Runtime, UnknownDevice, locate};
 use crate::store::{Manifest, SourceRecord};
 
 /// Whether a stage had anything to do.
@@ -36,7 +36,7 @@ pub struct Extracted {
 pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Dataset, PipelineError> {
     let source = data.source.as_deref().ok_or(PipelineError::NoSource)?;
     let paths = if source == synth::NAME {
-        vec![synth::ensure(&context.search.cache)?]
+        vec![drawn(&context.search.cache)?]
     } else {
         Finder::new(context.search.clone())?.dataset(source, context.observe)?.paths
     };
@@ -58,7 +58,7 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
         .runtime
         .device
         .parse()
-        .map_err(|reason| PipelineError::Settings { origin: "runtime.device".into(), reason })?;
+        .map_err(|error: UnknownDevice| PipelineError::Settings { origin: "runtime.device".into(), reason: error.to_string() })?;
     let dataset = open_dataset(&settings.data, context)?;
     let backbone = backbone(pipeline, context)?;
     let spec = ImageSpec {
@@ -69,7 +69,7 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
     backbone.check_side(spec.side)?;
     let source = SourceRecord {
         name: settings.data.source.clone().unwrap_or_default(),
-        kind: dataset.kind().to_owned(),
+        kind: dataset.name().to_owned(),
         fingerprint: dataset.fingerprint(),
         sorted_by_class: dataset.sorted_by_class(),
     };
@@ -111,6 +111,25 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
             pipeline.argument()
         ))
         .into()),
+    }
+}
+
+/// The quickstart's images, drawn into the cache unless they are there. A folder appears whole or not at all.
+fn drawn(cache: &Path) -> Result<PathBuf, PipelineError> {
+    let params = synth::SynthParams::default();
+    let folder = cache.join("data").join(params.name());
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let parent = cache.join("data");
+    let io = |source| synth::SynthError::Io { path: folder.clone(), source };
+    std::fs::create_dir_all(&parent).map_err(io)?;
+    let scratch = tempfile::tempdir_in(&parent).map_err(io)?;
+    synth::write(&params, scratch.path())?;
+    match std::fs::rename(scratch.path(), &folder) {
+        // Another process was quicker; what it drew is the same.
+        Err(error) if !folder.is_dir() => Err(io(error).into()),
+        _ => Ok(folder),
     }
 }
 

@@ -1,16 +1,15 @@
 //! Stage 2 of a pipeline: it opens the feature store and the run directory, nothing else.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::time::Instant;
 
-use linfa::ParamGuard as _;
 use ndarray::{Array2, Axis};
 
 use super::extract::StageOutcome;
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate;
 use crate::events::Event;
-use crate::head::{self, Fitted, Head, HeadError, HeadParams, HoldOut};
+use crate::head::{self, Examples, Head, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _};
 use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
 use crate::store::{SplitFeatures, Store};
 
@@ -22,9 +21,6 @@ pub struct Fit {
     /// Content of `metrics.json`.
     pub metrics: Metrics,
 }
-
-/// Called after each epoch; may end the fit.
-pub type OnEpoch<'a> = &'a mut dyn FnMut(&EpochRecord) -> ControlFlow<()>;
 
 const FILES: [&str; 4] = ["head.safetensors", "history.csv", "predictions.parquet", "pipeline.toml"];
 
@@ -55,7 +51,6 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         (context.observe)(Event::Warned(warning.clone()));
     }
     let classes = &manifest.classes;
-    let y: Vec<usize> = rows.fitting.labels.iter().map(|label| label.and_then(|l| usize::try_from(l).ok()).unwrap_or(0)).collect();
     (context.observe)(Event::Noted(format!(
         "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
         manifest.dimension,
@@ -73,35 +68,50 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     };
     let started = Instant::now();
     let fitted = context.stoppable(|| {
-        head::fit(&checked, rows.fitting.embeddings.view(), &y, &division.train, &division.holdout, classes, &mut watch)
+        let examples = Examples {
+            x: rows.fitting.embeddings.view(),
+            labels: &rows.fitting.labels,
+            train: &division.train,
+            holdout: &division.holdout,
+            classes,
+        };
+        head::fit(&checked, &examples, &mut watch)
     });
     let fit_seconds = started.elapsed().as_secs_f64();
-    let mut fitted = fitted.map_err(|error| rows.name(error))?;
+    let fitted = fitted.map_err(|error| rows.name(error))?;
     if stopped {
         return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
     }
-    fitted.head.store_key.clone_from(&manifest.key);
+    let head = fitted.head.with_store_key(&manifest.key);
 
     let mut predictions = Predictions::default();
-    let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Option<SplitScore> {
-        let logits = logits(&fitted.head, features, rows);
+    let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Result<Option<SplitScore>, PipelineError> {
+        let mut logits = logits(&head, features, rows)?;
         let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels[row]).collect();
-        let score = evaluate::score(logits.view(), &labels);
+        let score = evaluate::score(logits.view(), &labels)?;
         predictions.ids.extend(rows.iter().map(|&row| features.ids[row].clone()));
         predictions.splits.extend(rows.iter().map(|_| name.to_owned()));
         predictions.labels.extend(labels);
-        predictions.probabilities.extend(head::softmax(logits).iter());
-        score
+        for mut row in logits.rows_mut() {
+            if let Some(row) = row.as_slice_mut() {
+                evaluate::softmax(row);
+                predictions.probabilities.extend_from_slice(row);
+            }
+        }
+        Ok(score)
     };
-    let train = score(&rows.fitting, &division.train, "train");
-    let validation = score(&rows.fitting, &division.holdout, "validation");
-    let test = rows.test.as_ref().and_then(|test| score(test, &(0..test.ids.len()).collect::<Vec<_>>(), "test"));
+    let train = score(&rows.fitting, &division.train, "train")?;
+    let validation = score(&rows.fitting, &division.holdout, "validation")?;
+    let test = match &rows.test {
+        Some(test) => score(test, &(0..test.ids.len()).collect::<Vec<_>>(), "test")?,
+        None => None,
+    };
     let metrics = Metrics {
         schema: METRICS_SCHEMA,
         store_key: manifest.key.clone(),
         fit_key,
         solver: params.solver.to_string(),
-        epochs: fitted.epochs,
+        epochs: fitted.history.last().map_or(0, |record| record.epoch),
         fit_seconds,
         load_seconds,
         features: manifest.dimension,
@@ -117,7 +127,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         test,
         head: settings,
     };
-    write(&run, pipeline, &fitted, &predictions, &metrics)?;
+    write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
 }
 
@@ -168,11 +178,8 @@ impl Rows {
         let mut division = if self.validation.is_empty() {
             let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
             let kind = params.split.unwrap_or(default);
-            let ids: Vec<&str> = train.iter().map(|&row| self.fitting.ids[row].as_str()).collect();
-            let labels: Vec<usize> = train.iter().filter_map(|&row| usize::try_from(self.fitting.labels[row]?).ok()).collect();
-            let split = head::hold_out(kind, params.validation_split, &ids, &labels, classes)?;
-            let rows = |places: Vec<usize>| places.into_iter().map(|place| train[place]).collect();
-            Division { train: rows(split.train), holdout: rows(split.holdout), kind: kind.to_string(), warnings: split.warnings }
+            let split = head::hold_out(kind, params.validation_split, &self.fitting.ids, &self.fitting.labels, classes)?;
+            Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
         } else {
             let holdout = labelled(self.validation.clone());
             Division { train, holdout, kind: "source".into(), warnings: Vec::new() }
@@ -195,22 +202,28 @@ impl Rows {
 }
 
 /// Logits of some rows, in blocks, so that the features are never held twice.
-fn logits(head: &Head, features: &SplitFeatures, rows: &[usize]) -> Array2<f32> {
+fn logits(head: &Head, features: &SplitFeatures, rows: &[usize]) -> Result<Array2<f32>, HeadError> {
     const BLOCK: usize = 4096;
-    let mut logits = Array2::zeros((rows.len(), head.classes.len()));
+    let mut logits = Array2::zeros((rows.len(), head.classes().len()));
     for (rows, mut place) in rows.chunks(BLOCK).zip(logits.axis_chunks_iter_mut(Axis(0), BLOCK)) {
-        place.assign(&head.logits(features.embeddings.select(Axis(0), rows).view()));
+        place.assign(&head.logits(features.embeddings.select(Axis(0), rows).view())?);
     }
-    logits
+    Ok(logits)
 }
 
 /// Writes the run; `metrics.json` goes first and comes back last, so that a run that has one is whole.
-fn write(run: &RunDir, pipeline: &Pipeline, fitted: &Fitted, predictions: &Predictions, metrics: &Metrics) -> Result<(), PipelineError> {
+fn write(
+    run: &RunDir,
+    pipeline: &Pipeline,
+    head: &Head,
+    history: &[EpochRecord],
+    predictions: &Predictions,
+    metrics: &Metrics,
+) -> Result<(), PipelineError> {
     run.remove("metrics.json")?;
     run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
-    run.write("head.safetensors", &fitted.head.to_bytes()?)?;
-    run.write_history(&fitted.history)?;
+    head.save(&run.file("head.safetensors"))?;
+    run.write_history(history)?;
     run.write_predictions(predictions, metrics.classes.len())?;
-    run.write_metrics(metrics)?;
-    Ok(())
+    Ok(run.write_metrics(metrics)?)
 }

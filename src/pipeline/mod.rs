@@ -48,6 +48,9 @@ pub enum PipelineError {
     /// The images cannot be read.
     #[error(transparent)]
     Dataset(#[from] crate::dataset::DatasetError),
+    /// The images cannot be drawn.
+    #[error(transparent)]
+    Synth(#[from] crate::dataset::synth::SynthError),
     /// The backbone cannot be used.
     #[error(transparent)]
     Backbone(#[from] crate::extract::BackboneError),
@@ -60,6 +63,9 @@ pub enum PipelineError {
     /// The features cannot be used.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// The answers cannot be scored.
+    #[error(transparent)]
+    Evaluate(#[from] crate::evaluate::EvaluateError),
     /// The head cannot be fitted.
     #[error(transparent)]
     Head(#[from] crate::head::HeadError),

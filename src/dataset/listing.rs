@@ -1,0 +1,97 @@
+//! A source whose images are files of their own: class folders, and tables of paths.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::label::{ClassList, Counted, Label, Tally, class_list, splits, warnings};
+use super::split::Split;
+use super::{DatasetError, Encoded, Opened, Record, Records, Source};
+
+/// One image of the list.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) id: String,
+    /// The file; none where the table names none.
+    pub(super) path: Option<PathBuf>,
+    pub(super) split: String,
+    pub(super) label: Option<Value>,
+    /// Row of the table, or place in the folder's order.
+    pub(super) row: u64,
+}
+
+/// A label as the table or the folder has it.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Index(i64),
+    Name(String),
+}
+
+impl Entry {
+    fn label(&self) -> Label<'_> {
+        match &self.label {
+            None => Label::None,
+            Some(Value::Index(index)) => Label::Index(*index),
+            Some(Value::Name(name)) => Label::Name(name),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Listing {
+    /// Tables; their change changes everything.
+    tables: Vec<PathBuf>,
+    entries: Arc<Vec<Entry>>,
+    classes: Arc<ClassList>,
+}
+
+/// Counts and checks a list.
+///
+/// # Errors
+/// When an id is in a split twice, or labels do not go together.
+pub(super) fn open(kind: &'static str, origin: &Path, tables: Vec<PathBuf>, entries: Vec<Entry>) -> Result<Opened, DatasetError> {
+    let mut names: Vec<&str> = entries.iter().map(|entry| entry.split.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut tallies = vec![Tally::default(); names.len()];
+    let mut ids = HashSet::with_capacity(entries.len());
+    for entry in &entries {
+        if !ids.insert((entry.split.as_str(), entry.id.as_str())) {
+            let (id, split) = (entry.id.clone(), entry.split.clone());
+            return Err(DatasetError::DuplicateId { path: origin.to_owned(), id, split });
+        }
+        if let Ok(at) = names.binary_search(&entry.split.as_str()) {
+            tallies[at].add(entry.label(), entry.row);
+        }
+    }
+    let parts: Vec<_> = names.iter().zip(&tallies).map(|(split, tally)| Counted { path: origin, split, tally }).collect();
+    let classes = class_list(&parts, None)?;
+    let splits = splits(&parts, &classes);
+    Ok(Opened {
+        kind,
+        warnings: warnings(&classes.names, &splits),
+        classes: classes.names.clone(),
+        splits,
+        sorted_by_class: true,
+        source: Box::new(Listing { tables, entries: Arc::new(entries), classes: Arc::new(classes) }),
+    })
+}
+
+impl Source for Listing {
+    fn records(&self, split: &Split) -> Records {
+        let (entries, classes, name) = (Arc::clone(&self.entries), Arc::clone(&self.classes), Arc::clone(&split.name));
+        let record = move |at: usize| {
+            let entry = entries.get(at).filter(|entry| *entry.split == *name)?;
+            let image = match &entry.path {
+                Some(path) => Encoded::File(path.clone()),
+                None => Encoded::Unusable("the table names no file".to_owned()),
+            };
+            Some(Ok(Record { id: entry.id.clone(), split: Arc::clone(&name), label: classes.index(entry.label()), image }))
+        };
+        Records::new((0..self.entries.len()).filter_map(record))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.tables.iter().chain(self.entries.iter().filter_map(|entry| entry.path.as_ref())).cloned().collect()
+    }
+}

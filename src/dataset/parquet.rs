@@ -1,0 +1,547 @@
+//! Parquet with the images inside, in the Hugging Face layout: a struct of `bytes` and `path`, or a plain binary column.
+//!
+//! Labels and splits are read once when the source is opened (a small part of the file); images are streamed, a few rows at a time.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::parquet::arrow::ProjectionMask;
+use ::parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use arrow::array::{Array, ArrayRef, LargeBinaryArray, StringArray, StructArray};
+use arrow::buffer::NullBuffer;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Schema};
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use rayon::prelude::*;
+
+use super::columns::{Columns, Features, IMAGE_NAMES, Labels, SPLIT_FLAG, is_binary, text};
+use super::files::{SourceFile, slashed};
+use super::label::{ClassList, Counted, Label, Tally, class_list, splits, warnings};
+use super::split::{self, Split, TRAIN};
+use super::{DatasetError, Encoded, Opened, Record, Records, Source, SourceOptions};
+
+/// Rows that are in memory at once: images may be megabytes each.
+const BATCH: usize = 32;
+/// Rows of labels that are in memory at once.
+const LABEL_BATCH: usize = 8192;
+
+/// A column with more values than this says something else than the split.
+const MOST_SPLITS: usize = 100;
+
+/// One file, its footer, and which of its rows are whose.
+#[derive(Clone, Debug)]
+struct Shard {
+    path: PathBuf,
+    /// What ids begin with.
+    name: String,
+    metadata: ArrowReaderMetadata,
+    image: String,
+    label: Option<String>,
+    /// Rows of each split, in order and without gaps.
+    runs: Vec<(Arc<str>, Range<usize>)>,
+}
+
+/// What opening one file finds.
+struct Scanned {
+    shard: Shard,
+    tallies: Vec<(Arc<str>, Tally)>,
+    names: Option<Vec<String>>,
+    unnamed_split: bool,
+}
+
+#[derive(Debug)]
+struct Shards {
+    shards: Vec<Shard>,
+    classes: Arc<ClassList>,
+}
+
+/// The file has a column of image bytes.
+///
+/// # Errors
+/// When the file is no Parquet file.
+pub(super) fn has_images(path: &Path) -> Result<bool, DatasetError> {
+    Ok(!image_columns(metadata(path)?.schema()).is_empty())
+}
+
+/// Opens Parquet files that hold images.
+///
+/// # Errors
+/// When a file is damaged, has no image column, or its labels do not go with the others.
+pub(super) fn open(origin: &Path, files: &[SourceFile], options: &SourceOptions) -> Result<Opened, DatasetError> {
+    let scanned: Vec<Scanned> = files.par_iter().map(|file| scan(file, options)).collect::<Result<_, _>>()?;
+    let mut declared: Option<(&Path, &Vec<String>)> = None;
+    for scanned in &scanned {
+        match (&scanned.names, declared) {
+            (Some(names), Some((path, first))) if names != first => {
+                let reason = format!("its class names differ from those of {}", path.display());
+                return Err(DatasetError::LabelColumn { path: scanned.shard.path.clone(), reason });
+            }
+            (Some(names), None) => declared = Some((&scanned.shard.path, names)),
+            _ => {}
+        }
+    }
+    let parts: Vec<Counted<'_>> = scanned
+        .iter()
+        .flat_map(|scanned| scanned.tallies.iter().map(|(split, tally)| Counted { path: &scanned.shard.path, split, tally }))
+        .collect();
+    let classes = class_list(&parts, declared.map(|(_, names)| names.clone()))?;
+    let splits = splits(&parts, &classes);
+    if splits.is_empty() {
+        return Err(DatasetError::NoImages { path: origin.to_owned(), found: "Parquet files without rows".to_owned() });
+    }
+    let mut notes = Vec::new();
+    if scanned.iter().all(|scanned| scanned.shard.label.is_none()) {
+        let columns = Columns::of_schema(origin, scanned[0].shard.metadata.schema());
+        let names: Vec<&str> = columns.found.iter().map(|(name, _)| name.as_str()).collect();
+        notes.push(format!("no label column among {}; choose one with --label-column", names.join(", ")));
+    }
+    let unnamed: Vec<&str> =
+        scanned.iter().filter(|scanned| scanned.unnamed_split).map(|scanned| scanned.shard.name.as_str()).collect();
+    if !unnamed.is_empty() && unnamed.len() < scanned.len() {
+        notes.push(format!("no split is named by {}, so it counts as train", super::some_of("file", &unnamed)));
+    }
+    for empty in scanned.iter().filter(|scanned| scanned.shard.runs.is_empty()) {
+        notes.push(format!("{} has no rows", empty.shard.name));
+    }
+    notes.extend(warnings(&classes.names, &splits));
+    Ok(Opened {
+        kind: "Parquet",
+        classes: classes.names.clone(),
+        splits,
+        warnings: notes,
+        sorted_by_class: false,
+        source: Box::new(Shards {
+            shards: scanned.into_iter().map(|scanned| scanned.shard).collect(),
+            classes: Arc::new(classes),
+        }),
+    })
+}
+
+fn metadata(path: &Path) -> Result<ArrowReaderMetadata, DatasetError> {
+    let file = File::open(path).map_err(DatasetError::io(path))?;
+    let length = file.metadata().map_err(DatasetError::io(path))?.len();
+    ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+        .map_err(|error| DatasetError::damaged(path, format_args!("not a whole Parquet file of {length} bytes ({error})")))
+}
+
+/// Columns that hold image bytes.
+fn image_columns(schema: &Schema) -> Vec<String> {
+    let holds_bytes = |kind: &DataType| match kind {
+        DataType::Struct(fields) => fields.iter().any(|field| field.name() == "bytes" && is_binary(field.data_type())),
+        kind => is_binary(kind),
+    };
+    schema.fields().iter().filter(|field| holds_bytes(field.data_type())).map(|field| field.name().clone()).collect()
+}
+
+fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetError> {
+    let path = &file.path;
+    let metadata = metadata(path)?;
+    let schema = metadata.schema();
+    let columns = Columns::of_schema(path, schema);
+    let features = Features::of_schema(schema);
+    let all = image_columns(schema);
+    let declared: Vec<String> = features.images.iter().filter(|name| all.contains(name)).cloned().collect();
+    let candidates = if declared.is_empty() || options.image_column.is_some() { &all } else { &declared };
+    let image = columns.image(options.image_column.as_deref(), candidates, IMAGE_NAMES, "image bytes")?;
+    let label = columns.label(options.label_column.as_deref(), features.first_label.as_deref())?;
+    let split = columns.split(options.split_column.as_deref())?;
+    let names = label.as_ref().and_then(|label| features.class_labels.get(label)).cloned();
+
+    let by_path = split::of_path(&file.relative);
+    let unnamed_split = by_path.is_none() && split.is_none();
+    let whole: Arc<str> = Arc::from(by_path.as_deref().unwrap_or(TRAIN));
+    let rows = usize::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(0);
+    let mut shard = Shard { path: path.clone(), name: slashed(&file.relative), metadata, image, label, runs: Vec::new() };
+    let mut tallies: Vec<(Arc<str>, Tally)> = Vec::new();
+    if shard.label.is_none() && split.is_none() {
+        if rows > 0 {
+            let mut tally = Tally::default();
+            tally.add_unlabelled(rows);
+            tallies.push((Arc::clone(&whole), tally));
+            shard.runs.push((whole, 0..rows));
+        }
+        return Ok(Scanned { shard, tallies, names, unnamed_split });
+    }
+    let wanted: Vec<&str> = shard.label.iter().chain(&split).map(String::as_str).collect();
+    let mut row = 0;
+    for batch in shard.read(&wanted, LABEL_BATCH, None)? {
+        let batch = batch.map_err(|error| DatasetError::damaged(path, format_args!("row {row} or later: {error}")))?;
+        let bad_labels = |reason| DatasetError::LabelColumn { path: path.clone(), reason };
+        let labels = shard.label.as_deref().and_then(|name| batch.column_by_name(name)).map(Labels::of);
+        let labels = labels.transpose().map_err(bad_labels)?;
+        let values = split.as_deref().and_then(|name| batch.column_by_name(name)).map(text);
+        let values: Option<StringArray> = values.transpose().map_err(|error| DatasetError::damaged(path, error))?;
+        for at in 0..batch.num_rows() {
+            let value = values.as_ref().filter(|values| values.is_valid(at)).map(|values| values.value(at));
+            // The last run's name is right far more often than not.
+            let name = match (value, shard.runs.last()) {
+                (None, _) => Arc::clone(&whole),
+                (Some(value), Some((name, _))) if **name == *value => Arc::clone(name),
+                (Some(value), _) => Arc::from(split::of_value(value)),
+            };
+            let tally = match tallies.iter().position(|(split, _)| *split == name) {
+                Some(at) => at,
+                None if tallies.len() == MOST_SPLITS => {
+                    let reason =
+                        format!("more than {MOST_SPLITS} different splits in column {}", split.as_deref().unwrap_or("?"));
+                    return Err(columns.error(reason, SPLIT_FLAG));
+                }
+                None => {
+                    tallies.push((Arc::clone(&name), Tally::default()));
+                    tallies.len() - 1
+                }
+            };
+            tallies[tally].1.add(labels.as_ref().map_or(Label::None, |labels| labels.get(at)), row as u64);
+            match shard.runs.last_mut() {
+                Some((last, range)) if *last == name => range.end = row + 1,
+                _ => shard.runs.push((name, row..row + 1)),
+            }
+            row += 1;
+        }
+    }
+    Ok(Scanned { shard, tallies, names, unnamed_split })
+}
+
+impl Shard {
+    fn read(&self, columns: &[&str], batch: usize, rows: Option<RowSelection>) -> Result<ParquetRecordBatchReader, DatasetError> {
+        let file = File::open(&self.path).map_err(DatasetError::io(&self.path))?;
+        let roots =
+            self.metadata.schema().fields().iter().enumerate().filter(|(_, field)| columns.contains(&field.name().as_str()));
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.map(|(at, _)| at));
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+            .with_projection(mask)
+            .with_batch_size(batch);
+        if let Some(rows) = rows {
+            builder = builder.with_row_selection(rows);
+        }
+        builder.build().map_err(|error| DatasetError::damaged(&self.path, error))
+    }
+
+    fn rows(&self) -> usize {
+        self.runs.last().map_or(0, |(_, range)| range.end)
+    }
+
+    /// Streams the rows in `ranges`, which are in order.
+    fn stream(self, ranges: Vec<Range<usize>>, split: Arc<str>, classes: Arc<ClassList>) -> Result<Records, DatasetError> {
+        let wanted: Vec<&str> = std::iter::once(&self.image).chain(&self.label).map(String::as_str).collect();
+        let selection = RowSelection::from_consecutive_ranges(ranges.iter().cloned(), self.rows());
+        let reader = self.read(&wanted, BATCH, Some(selection))?;
+        let mut rows = ranges.into_iter().flatten();
+        let mut last = None;
+        Ok(Records::new(reader.flat_map(move |batch| {
+            let records = batch.map_err(|error| error.to_string()).and_then(|batch| {
+                let rows: Vec<usize> = rows.by_ref().take(batch.num_rows()).collect();
+                last = rows.last().copied().or(last);
+                self.records(&batch, &rows, &split, &classes)
+            });
+            match records {
+                Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
+                Err(error) => {
+                    let after = last.map_or_else(|| "at its first rows".to_owned(), |row| format!("after row {row}"));
+                    vec![Err(DatasetError::damaged(&self.path, format_args!("{after}: {error}")))]
+                }
+            }
+        })))
+    }
+
+    fn records(&self, batch: &RecordBatch, rows: &[usize], split: &Arc<str>, classes: &ClassList) -> Result<Vec<Record>, String> {
+        let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
+        let labels = self.label.as_deref().map(|name| column(name).and_then(Labels::of)).transpose()?;
+        let images = Images::of(column(&self.image)?)?;
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let record = |(at, row): (usize, &usize)| Record {
+            id: format!("{}#{row}", self.name),
+            split: Arc::clone(split),
+            label: labels.as_ref().and_then(|labels| classes.index(labels.get(at))),
+            image: images.get(at, folder),
+        };
+        Ok(rows.iter().enumerate().map(record).collect())
+    }
+}
+
+/// The image column of a batch.
+struct Images {
+    /// Validity of the struct itself: a null struct may have fields that are not null.
+    nulls: Option<NullBuffer>,
+    bytes: LargeBinaryArray,
+    paths: Option<StringArray>,
+}
+
+impl Images {
+    fn of(array: &ArrayRef) -> Result<Self, String> {
+        let binary = |array: &ArrayRef| {
+            let array = cast(array, &DataType::LargeBinary).map_err(|error| error.to_string())?;
+            array.as_any().downcast_ref::<LargeBinaryArray>().cloned().ok_or_else(|| "the image column is not binary".to_owned())
+        };
+        match array.as_any().downcast_ref::<StructArray>() {
+            None => Ok(Self { nulls: None, bytes: binary(array)?, paths: None }),
+            Some(image) => {
+                let bytes = image.column_by_name("bytes").ok_or("the image column has no field `bytes`")?;
+                let paths = image.column_by_name("path").map(text).transpose()?;
+                Ok(Self { nulls: image.nulls().cloned(), bytes: binary(bytes)?, paths })
+            }
+        }
+    }
+
+    /// An image without bytes may still be a file beside the Parquet file.
+    fn get(&self, at: usize, folder: &Path) -> Encoded {
+        let null = || Encoded::Unusable("the row has no image (null)".to_owned());
+        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(at)) {
+            return null();
+        }
+        if self.bytes.is_valid(at) {
+            return Encoded::Bytes(Bytes::copy_from_slice(self.bytes.value(at)));
+        }
+        match self.paths.as_ref().filter(|paths| paths.is_valid(at) && !paths.value(at).is_empty()) {
+            Some(paths) => Encoded::File(folder.join(paths.value(at))),
+            None => null(),
+        }
+    }
+}
+
+impl Source for Shards {
+    fn records(&self, split: &Split) -> Records {
+        let (name, classes) = (Arc::clone(&split.name), Arc::clone(&self.classes));
+        let shards = self.shards.clone().into_iter();
+        Records::chain(shards.filter_map(move |shard| {
+            let ranges = shard.runs.iter().filter(|(split, _)| *split == name).map(|(_, range)| range.clone());
+            let ranges: Vec<_> = ranges.collect();
+            (!ranges.is_empty()).then(|| shard.stream(ranges, Arc::clone(&name), Arc::clone(&classes)))
+        }))
+    }
+
+    fn images(&self, split: &Split, ids: &HashSet<String>) -> Result<HashMap<String, Bytes>, DatasetError> {
+        let mut images = HashMap::with_capacity(ids.len());
+        for shard in &self.shards {
+            let row = |id: &String| id.strip_prefix(&shard.name)?.strip_prefix('#')?.parse::<usize>().ok();
+            let mut rows: Vec<usize> = ids.iter().filter_map(row).filter(|row| *row < shard.rows()).collect();
+            rows.sort_unstable();
+            if rows.is_empty() {
+                continue;
+            }
+            let ranges = rows.into_iter().map(|row| row..row + 1).collect();
+            for record in shard.clone().stream(ranges, Arc::clone(&split.name), Arc::clone(&self.classes))? {
+                let record = record?;
+                if let Ok(bytes) = record.image.read() {
+                    images.insert(record.id, bytes);
+                }
+            }
+        }
+        Ok(images)
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.shards.iter().map(|shard| shard.path.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use arrow::array::{
+        BinaryArray, BinaryViewArray, DictionaryArray, Int32Array, Int64Array, LargeBinaryArray, LargeStringArray,
+    };
+    use arrow::datatypes::Int8Type;
+
+    use super::super::Dataset;
+    use super::super::fixture::{images, labelled, numbered, open, parquet, records, refused, splits};
+    use super::*;
+
+    const CAT_DOG: &str = r#"{"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}"#;
+
+    fn integers(values: impl IntoIterator<Item = Option<i64>>) -> ArrayRef {
+        Arc::new(values.into_iter().collect::<Int64Array>())
+    }
+
+    fn names(values: &[&str]) -> ArrayRef {
+        Arc::new(StringArray::from(values.to_vec()))
+    }
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn the_hugging_face_layout() {
+        let folder = folder();
+        let label = integers((0..250).map(|row| Some(row % 2)));
+        parquet(
+            &folder.path().join("data/train-00000-of-00001.parquet"),
+            vec![("image", numbered(250)), ("label", label)],
+            Some(CAT_DOG),
+        );
+        let columns = vec![("image", numbered(2)), ("label", integers([Some(-1), None]))];
+        parquet(&folder.path().join("data/test-00000-of-00001.parquet"), columns, Some(CAT_DOG));
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!((dataset.name(), dataset.classes()), ("Parquet", &["cat".to_owned(), "dog".to_owned()][..]));
+        assert_eq!(splits(&dataset), [("train", 250), ("test", 2)]);
+        assert_eq!(dataset.splits()[0].per_class, [125, 125]);
+        assert!(!dataset.sorted_by_class());
+        let train = records(&dataset, "train");
+        for (row, record) in train.iter().enumerate() {
+            assert_eq!(record.id, format!("data/train-00000-of-00001.parquet#{row}"));
+            assert_eq!((record.label, record.image.read().unwrap()), (Some(row as i32 % 2), row.to_string().into()));
+        }
+        assert_eq!(labelled(&dataset, "test").iter().filter(|(_, label)| label.is_none()).count(), 2);
+
+        let ids = [3, 101, 249, 7].map(|row| format!("data/train-00000-of-00001.parquet#{row}"));
+        let asked = ids.iter().cloned().chain(["gone#1".to_owned()]).collect();
+        let images = dataset.images("train", &asked).unwrap();
+        assert_eq!((images.len(), &images[&ids[1]][..]), (4, &b"101"[..]));
+    }
+
+    #[test]
+    fn every_binary_type_and_every_label_type() {
+        let rows: Vec<&[u8]> = vec![b"a", b"b", b"c"];
+        let binary: [ArrayRef; 3] = [
+            Arc::new(BinaryArray::from(rows.clone())),
+            Arc::new(LargeBinaryArray::from(rows.clone())),
+            Arc::new(BinaryViewArray::from_iter_values(rows)),
+        ];
+        let dictionary: DictionaryArray<Int8Type> = vec!["cat", "owl", "cat"].into_iter().collect();
+        let labels: [ArrayRef; 3] =
+            [names(&["cat", "owl", "cat"]), Arc::new(LargeStringArray::from(vec!["cat", "owl", "cat"])), Arc::new(dictionary)];
+        for (image, label) in binary.into_iter().zip(labels) {
+            let folder = folder();
+            parquet(&folder.path().join("x.parquet"), vec![("photo", image), ("category", label)], None);
+            let dataset = open(folder.path().join("x.parquet")).unwrap();
+            assert_eq!(dataset.classes(), ["cat", "owl"]);
+            assert_eq!(labelled(&dataset, "train")[1], ("x.parquet#1".to_owned(), Some(1)));
+            assert_eq!(records(&dataset, "train")[2].image.read().unwrap(), "c");
+        }
+    }
+
+    #[test]
+    fn a_split_column_wins_over_file_names() {
+        let folder = folder();
+        let split = names(&["train", "test", "val", "Train", "test"]);
+        let label: ArrayRef = Arc::new(Int32Array::from(vec![0, 1, 0, 1, 0]));
+        parquet(&folder.path().join("test.parquet"), vec![("image", numbered(5)), ("label", label), ("split", split)], None);
+        let dataset = open(folder.path().join("test.parquet")).unwrap();
+        assert_eq!(splits(&dataset), [("train", 2), ("validation", 1), ("test", 2)]);
+        let ids = |split| labelled(&dataset, split).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+        assert_eq!(ids("train"), ["test.parquet#0", "test.parquet#3"]);
+        assert_eq!(ids("test"), ["test.parquet#1", "test.parquet#4"]);
+        assert_eq!(records(&dataset, "train")[1].image.read().unwrap(), "3");
+        assert_eq!(dataset.classes(), ["0", "1"], "integers without names");
+    }
+
+    #[test]
+    fn a_split_column_of_ids_is_refused() {
+        let folder = folder();
+        let ids: ArrayRef = Arc::new((0..150).map(|row| Some(format!("p{row}"))).collect::<StringArray>());
+        parquet(&folder.path().join("x.parquet"), vec![("image", numbered(150)), ("subset", ids)], None);
+        let text = refused(folder.path());
+        assert!(text.contains("more than 100 different splits in column subset") && text.contains("--split-column"), "{text}");
+    }
+
+    #[test]
+    fn null_images_are_unusable_and_paths_are_files() {
+        let folder = folder();
+        fs::write(folder.path().join("b.jpg"), "beside").unwrap();
+        let rows = images(&[(Some(b"in"), Some("a.jpg")), (None, Some("b.jpg")), (None, None), (Some(b""), None)]);
+        parquet(&folder.path().join("x.parquet"), vec![("image", rows), ("label", integers([Some(0); 4]))], None);
+        let images: Vec<_> = records(&open(folder.path()).unwrap(), "train").iter().map(|record| record.image.read()).collect();
+        assert_eq!(images[..2], [Ok("in".into()), Ok("beside".into())]);
+        assert!(images[2].as_ref().is_err_and(|reason| reason.contains("null")));
+        assert_eq!(images[3], Ok(Bytes::new()), "an empty image is the decoder's to refuse");
+    }
+
+    #[test]
+    fn wrong_columns_are_named_with_the_flag() {
+        let folder = folder();
+        let path = folder.path().join("x.parquet");
+        parquet(&path, vec![("id", integers([Some(1)])), ("caption", names(&["x"]))], None);
+        let text = refused(&path);
+        assert!(
+            text.contains("id (int64), caption (text)") && text.contains("--image-column") && text.contains("x.parquet"),
+            "{text}"
+        );
+        parquet(&path, vec![("image", numbered(1)), ("kind", names(&["x"]))], None);
+        let dataset = open(&path).unwrap();
+        assert!(dataset.warnings()[0].contains("no label column among image, kind; choose one with --label-column"));
+        let options = SourceOptions { label_column: Some("kind".to_owned()), ..SourceOptions::default() };
+        assert_eq!(Dataset::open(std::slice::from_ref(&path), &options).unwrap().classes(), ["x"]);
+        let options = SourceOptions { label_column: Some("klass".to_owned()), ..SourceOptions::default() };
+        assert!(Dataset::open(&[path], &options).unwrap_err().to_string().contains("no column \"klass\""));
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error_and_so_is_a_damaged_one() {
+        let folder = folder();
+        let path = folder.path().join("train.parquet");
+        parquet(&path, vec![("image", numbered(300)), ("label", integers((0..300).map(|_| Some(0))))], None);
+        let whole = fs::read(&path).unwrap();
+        for length in [0, 3, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..length]).unwrap();
+            let text = refused(&path);
+            assert!(text.contains("not a whole Parquet file") && text.contains("train.parquet"), "{length}: {text}");
+        }
+        // The footer is whole, the pages are not: opening may see it or reading must.
+        let mut damaged = whole.clone();
+        damaged[4..whole.len() / 3].fill(0xA5);
+        fs::write(&path, damaged).unwrap();
+        let error = open(&path).and_then(|dataset| dataset.records("train")?.collect::<Result<Vec<_>, _>>()).unwrap_err();
+        assert!(matches!(error, DatasetError::Damaged { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_label_outside_the_class_list_names_file_and_row() {
+        let folder = folder();
+        parquet(
+            &folder.path().join("train.parquet"),
+            vec![("image", numbered(3)), ("label", integers([Some(0), Some(1), Some(2)]))],
+            Some(CAT_DOG),
+        );
+        let text = refused(folder.path());
+        assert!(text.contains("train.parquet, row 2: label 2 is outside the class list (0 to 1)"), "{text}");
+    }
+
+    #[test]
+    fn files_that_disagree_about_classes_are_refused() {
+        let folder = folder();
+        let columns = || vec![("image", numbered(1)), ("label", integers([Some(0)]))];
+        parquet(&folder.path().join("train.parquet"), columns(), Some(CAT_DOG));
+        parquet(&folder.path().join("test.parquet"), columns(), Some(&CAT_DOG.replace("cat", "cow")));
+        assert!(refused(folder.path()).contains("class names differ"));
+    }
+
+    #[test]
+    fn a_split_without_rows_is_said() {
+        let folder = folder();
+        parquet(&folder.path().join("train.parquet"), vec![("image", numbered(1)), ("label", integers([Some(0)]))], None);
+        parquet(&folder.path().join("test.parquet"), vec![("image", numbered(0)), ("label", integers([]))], None);
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!(splits(&dataset), [("train", 1)]);
+        assert!(dataset.warnings().iter().any(|text| text.contains("test.parquet has no rows")), "{:?}", dataset.warnings());
+        assert!(refused(folder.path().join("test.parquet")).contains("without rows"));
+    }
+
+    #[test]
+    fn cifar10_as_it_is_published() {
+        let Some(assets) = std::env::var_os("TLPIPE_ASSETS").map(PathBuf::from) else {
+            println!("skipped: TLPIPE_ASSETS is unset, so there is no CIFAR-10 to read");
+            return;
+        };
+        let dataset = open(assets.join("cifar10/plain_text")).unwrap();
+        assert_eq!(splits(&dataset), [("train", 50_000), ("test", 10_000)]);
+        assert_eq!(dataset.classes()[9], "truck");
+        assert_eq!(dataset.splits()[1].per_class, [1000; 10]);
+        let mut count = 0;
+        for record in dataset.records("test").unwrap() {
+            let record = record.unwrap();
+            if count % 500 == 0 {
+                assert_eq!(crate::image::decode(&record.image.read().unwrap()).unwrap().dimensions(), (32, 32));
+            }
+            count += 1;
+        }
+        assert_eq!(count, 10_000);
+    }
+}

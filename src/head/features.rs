@@ -1,0 +1,78 @@
+//! Rows of the feature matrix as the solvers read them: in place where that is possible, standardized into a buffer otherwise.
+
+use ndarray::{ArrayView2, Axis};
+
+use super::standardize::Standardization;
+
+/// A feature matrix `[N, D]` and what is done to each row before it is used.
+#[derive(Clone, Copy)]
+pub(super) struct Features<'a> {
+    x: ArrayView2<'a, f32>,
+    standardization: Option<&'a Standardization>,
+}
+
+impl<'a> Features<'a> {
+    pub(super) fn new<'x: 'a>(x: ArrayView2<'x, f32>, standardization: Option<&'a Standardization>) -> Self {
+        Self { x: x.reborrow(), standardization }
+    }
+
+    /// Values of a row.
+    pub(super) fn width(&self) -> usize {
+        self.x.ncols()
+    }
+
+    /// The rows with these indices. Nothing is copied where the matrix is row-major and no standardization is asked for.
+    pub(super) fn rows<'b>(&self, indices: &[usize], buffer: &'b mut Vec<f32>) -> Vec<&'b [f32]>
+    where
+        'a: 'b,
+    {
+        let in_place = self.x.ncols() <= 1 || self.x.strides()[1] == 1;
+        if in_place && self.standardization.is_none() {
+            return indices.iter().filter_map(|&index| self.x.index_axis_move(Axis(0), index).to_slice()).collect();
+        }
+        let width = self.width();
+        buffer.resize(indices.len() * width, 0.0);
+        for (&index, out) in indices.iter().zip(buffer.chunks_exact_mut(width)) {
+            self.copy_row(index, out);
+        }
+        buffer.chunks_exact(width).collect()
+    }
+
+    /// Copies one row, standardized if that is asked for.
+    pub(super) fn copy_row(&self, index: usize, out: &mut [f32]) {
+        for (out, &value) in out.iter_mut().zip(self.x.row(index)) {
+            *out = value;
+        }
+        if let Some(standardization) = self.standardization {
+            standardization.apply(out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, array};
+
+    use super::*;
+
+    #[test]
+    fn rows_are_the_same_in_any_layout() {
+        let x = array![[1.0_f32, 2.0], [3.0, 4.0], [5.0, 6.0]];
+        let transposed = x.t().as_standard_layout().into_owned();
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        let in_place = Features::new(x.view(), None).rows(&[2, 0], &mut one);
+        let copied = Features::new(transposed.t(), None).rows(&[2, 0], &mut two);
+        assert_eq!(in_place, [[5.0, 6.0], [1.0, 2.0]]);
+        assert_eq!(in_place, copied);
+        assert!(one.is_empty(), "a row-major matrix is read in place");
+    }
+
+    #[test]
+    fn rows_are_standardized() {
+        let x = array![[1.0_f32, 20.0], [3.0, 40.0]];
+        let standardization = Standardization { mean: array![2.0, 10.0], std: Array1::from(vec![0.5, 10.0]) };
+        let mut buffer = Vec::new();
+        let rows = Features::new(x.view(), Some(&standardization)).rows(&[1], &mut buffer);
+        assert_eq!(rows, [[2.0, 3.0]]);
+    }
+}

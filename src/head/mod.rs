@@ -1,0 +1,51 @@
+//! The head: a softmax layer fitted on cached features.
+//!
+//! ```text
+//! features [N, D], labels ──hold_out──▶ rows to train on, rows held out
+//!                          ──fit──▶ Head (kernel [D, K], bias [K]) + one record an epoch
+//!                                    │
+//!                                    ├──▶ logits, probabilities [N, K]
+//!                                    └──▶ head.safetensors
+//! ```
+//!
+//! Two solvers stand beside each other behind linfa's traits: Adam on minibatches, to the letter of Keras, and
+//! `linfa-logistic`. [`fit`] is the way in for a pipeline: it trains on listed rows of one matrix, which is not copied, and
+//! tells of each epoch. A program that has a linfa data set can write:
+//!
+//! ```
+//! use linfa::prelude::*;
+//! use ndarray::{Array1, Array2};
+//! use tlpipe::head::{HeadParams, Solver};
+//!
+//! // Two groups of points, left and right of x = 0.
+//! let x = Array2::from_shape_fn((40, 2), |(row, column)| (row % 2) as f32 * 4.0 - 2.0 + (row * 3 + column * 7) as f32 % 5.0 / 5.0);
+//! let y = Array1::from_shape_fn(40, |row| row % 2);
+//! let data = DatasetBase::new(x, y);
+//! for solver in [Solver::Adam, Solver::Linfa] {
+//!     let head = HeadParams { solver, epochs: 50, learning_rate: 0.05, ..HeadParams::default() }.fit(&data)?;
+//!     let predicted: Array1<usize> = head.predict(&data);
+//!     assert_eq!(&predicted, data.targets());
+//! }
+//! # Ok::<(), tlpipe::head::HeadError>(())
+//! ```
+
+mod adam;
+mod dense;
+mod error;
+mod features;
+mod file;
+mod fit;
+mod holdout;
+mod logistic;
+mod model;
+mod params;
+mod simd;
+mod standardize;
+
+pub use error::HeadError;
+pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from};
+pub use holdout::{Split, hold_out};
+pub use linfa::ParamGuard;
+pub use model::Head;
+pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
+pub use standardize::Standardization;

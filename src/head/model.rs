@@ -1,0 +1,145 @@
+use linfa::traits::PredictInplace;
+use ndarray::{Array1, Array2, ArrayBase, ArrayView1, ArrayView2, Axis, Data, Ix2};
+use rayon::prelude::*;
+
+use super::dense::{BLOCK_ROWS, Dense};
+use super::features::Features;
+use super::{HeadError, Standardization, Weights};
+use crate::evaluate::{argmax, softmax};
+
+/// A fitted softmax head: `logits = standardized(x) · kernel + bias`. Its parts fit each other and are finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    weights: Weights,
+    standardization: Option<Standardization>,
+    classes: Vec<String>,
+    store_key: String,
+}
+
+impl Head {
+    /// Puts a head together.
+    ///
+    /// # Errors
+    /// When sizes do not fit each other, or a value is not finite or a deviation not above 0.
+    pub fn new(weights: Weights, standardization: Option<Standardization>, classes: Vec<String>) -> Result<Self, HeadError> {
+        let (features, count) = weights.kernel.dim();
+        let mut sizes = vec![("classes", classes.len(), count), ("values of the bias", weights.bias.len(), count)];
+        if let Some(Standardization { mean, std }) = &standardization {
+            sizes.extend([("means", mean.len(), features), ("deviations", std.len(), features)]);
+        }
+        for (what, found, expected) in sizes {
+            if found != expected {
+                return Err(HeadError::Size { what, found, expected });
+            }
+        }
+        for (what, at_least) in [("features of the kernel", features), ("classes of the kernel", count)] {
+            if at_least == 0 {
+                return Err(HeadError::Size { what, found: 0, expected: 1 });
+            }
+        }
+        let is_fine = |value: &f32| value.is_finite();
+        let standardization_is_fine = standardization
+            .as_ref()
+            .is_none_or(|found| found.mean.iter().all(is_fine) && found.std.iter().all(|&std| std.is_finite() && std > 0.0));
+        if !weights.kernel.iter().chain(&weights.bias).all(is_fine) || !standardization_is_fine {
+            return Err(HeadError::Unusable);
+        }
+        Ok(Self { weights, standardization, classes, store_key: String::new() })
+    }
+
+    /// Says which feature store the head was fitted on.
+    #[must_use]
+    pub fn with_store_key(mut self, key: impl Into<String>) -> Self {
+        self.store_key = key.into();
+        self
+    }
+
+    /// Kernel `[D, K]`, for standardized features where there is a standardization.
+    pub fn kernel(&self) -> ArrayView2<'_, f32> {
+        self.weights.kernel.view()
+    }
+
+    /// Bias `[K]`.
+    pub fn bias(&self) -> ArrayView1<'_, f32> {
+        self.weights.bias.view()
+    }
+
+    /// What is done to features first.
+    pub fn standardization(&self) -> Option<&Standardization> {
+        self.standardization.as_ref()
+    }
+
+    /// Class names; the index is the label.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Key of the feature store that the head was fitted on; empty where it was fitted on no store.
+    pub fn store_key(&self) -> &str {
+        &self.store_key
+    }
+
+    /// Logits `[N, K]` of features `[N, D]`, in parallel over blocks of rows; the same bits on any number of threads.
+    ///
+    /// # Errors
+    /// When the features have another width, or a row gives no finite answer.
+    pub fn logits(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, HeadError> {
+        self.map_rows(x, |_| {})
+    }
+
+    /// Class probabilities `[N, K]` of features `[N, D]`; each row sums to 1.
+    ///
+    /// # Errors
+    /// As [`Head::logits`].
+    pub fn probabilities(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, HeadError> {
+        self.map_rows(x, |row| {
+            softmax(row);
+        })
+    }
+
+    fn map_rows(&self, x: ArrayView2<'_, f32>, finish: impl Fn(&mut [f32]) + Sync) -> Result<Array2<f32>, HeadError> {
+        let (features, classes) = self.weights.kernel.dim();
+        if x.ncols() != features {
+            return Err(HeadError::Size { what: "features of a row", found: x.ncols(), expected: features });
+        }
+        let layer = Dense::pack(self.kernel(), self.bias());
+        let source = Features::new(x, self.standardization.as_ref());
+        let indices: Vec<usize> = (0..x.nrows()).collect();
+        let mut out = vec![0.0; x.nrows() * classes];
+        let blocks = out.par_chunks_mut(BLOCK_ROWS * classes).zip(indices.par_chunks(BLOCK_ROWS));
+        let bad = blocks.filter_map(|(out, indices)| {
+            layer.logits_into(&source, indices, out);
+            let bad = out.chunks_exact(classes).position(|row| !row.iter().all(|logit| logit.is_finite()));
+            out.chunks_exact_mut(classes).for_each(&finish);
+            bad.map(|position| indices[position])
+        });
+        match bad.min() {
+            Some(row) => Err(HeadError::Answer { row }),
+            None => Array2::from_shape_vec((x.nrows(), classes), out).map_err(|error| HeadError::Dataset(error.into())),
+        }
+    }
+}
+
+impl<D: Data<Elem = f32>> PredictInplace<ArrayBase<D, Ix2>, Array1<usize>> for Head {
+    /// Writes the index of the most probable class of each row.
+    ///
+    /// # Panics
+    /// Like linfa's own models, when `x` has another width than the head or another number of rows than `y`, or holds values
+    /// that are not finite; [`Head::logits`] returns an error instead.
+    #[allow(clippy::panic, reason = "the trait leaves no room for an error; linfa's models assert")]
+    fn predict_inplace(&self, x: &ArrayBase<D, Ix2>, y: &mut Array1<usize>) {
+        assert_eq!(x.nrows(), y.len(), "the number of rows must match the number of targets");
+        match self.logits(x.view()) {
+            Ok(logits) => {
+                for (target, row) in y.iter_mut().zip(logits.axis_iter(Axis(0))) {
+                    *target = row.to_slice().map_or(0, argmax);
+                }
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn default_target(&self, x: &ArrayBase<D, Ix2>) -> Array1<usize> {
+        Array1::zeros(x.nrows())
+    }
+}

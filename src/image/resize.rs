@@ -1,0 +1,177 @@
+//! To a square of the network's side: bilinear, antialiased, on bytes, as Pillow does it.
+
+use std::fmt;
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
+
+use super::{ImageError, Resize, RgbImage};
+
+/// Resizes images one after the other and keeps its scratch memory between them; one a thread.
+#[derive(Default)]
+pub struct Resizer {
+    inner: fast_image_resize::Resizer,
+}
+
+impl fmt::Debug for Resizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resizer").finish_non_exhaustive()
+    }
+}
+
+impl Resizer {
+    /// A resizer with no memory yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Brings an image to `side` x `side` pixels; one that has that size comes back untouched.
+    ///
+    /// # Errors
+    /// When `side` or the image is empty.
+    pub fn resize(&mut self, image: RgbImage, side: u32, how: Resize) -> Result<RgbImage, ImageError> {
+        let (width, height) = image.dimensions();
+        if (width, height) == (side, side) && side > 0 {
+            return Ok(image);
+        }
+        match how {
+            Resize::Squash => self.scale(&image, [side, side], None),
+            Resize::Crop => {
+                let long_side = width.max(height);
+                let short_side = width.min(height).max(1);
+                // torchvision truncates the long side and rounds the margin half to even.
+                let long = f64::from(side) * f64::from(long_side) / f64::from(short_side);
+                let long = long.floor();
+                let margin = ((long - f64::from(side)) / 2.0).round_ties_even();
+                let scale = f64::from(long_side) / long;
+                let [start, length] = [margin * scale, f64::from(side) * scale];
+                let length = length.min(f64::from(long_side) - start);
+                let whole = f64::from(short_side);
+                let window = if width > height { [start, 0.0, length, whole] } else { [0.0, start, whole, length] };
+                self.scale(&image, [side, side], Some(window))
+            }
+            Resize::Pad => self.contain(&image, side).map(|inside| {
+                let mut square = RgbImage::new(side, side);
+                let margin = |length: u32| i64::from(half_to_even(f64::from(side - length) / 2.0));
+                let (left, top) = (margin(inside.width()), margin(inside.height()));
+                ::image::imageops::replace(&mut square, &inside, left, top);
+                square
+            }),
+        }
+    }
+
+    /// Brings the long side to `side` and keeps the aspect ratio; no side becomes less than a pixel.
+    ///
+    /// # Errors
+    /// When `side` or the image is empty.
+    pub(super) fn contain(&mut self, image: &RgbImage, side: u32) -> Result<RgbImage, ImageError> {
+        let (width, height) = image.dimensions();
+        let long_side = f64::from(width.max(height).max(1));
+        let to = |length: u32| half_to_even(f64::from(length) * f64::from(side) / long_side).max(1).min(side);
+        self.scale(image, [to(width), to(height)], None)
+    }
+
+    /// `window` is left, top, width and height in the source, in pixels; none is all of it.
+    fn scale(&mut self, image: &RgbImage, [width, height]: [u32; 2], window: Option<[f64; 4]>) -> Result<RgbImage, ImageError> {
+        let (from_width, from_height) = image.dimensions();
+        let error = |reason: String| ImageError::Resize { width: from_width, height: from_height, side: width, reason };
+        if width == 0 || height == 0 || from_width == 0 || from_height == 0 {
+            return Err(error("a side of 0 pixels".to_owned()));
+        }
+        let mut options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
+        if let Some([left, top, width, height]) = window {
+            options = options.crop(left, top, width, height);
+        }
+        let source =
+            ImageRef::new(from_width, from_height, image.as_raw(), PixelType::U8x3).map_err(|why| error(why.to_string()))?;
+        let mut target = Image::new(width, height, PixelType::U8x3);
+        self.inner.resize(&source, &mut target, &options).map_err(|why| error(why.to_string()))?;
+        RgbImage::from_raw(width, height, target.into_vec()).ok_or_else(|| error("the resizer returned too few bytes".to_owned()))
+    }
+}
+
+/// Python's `round`, which Pillow uses.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "lengths of images, not negative")]
+fn half_to_even(value: f64) -> u32 {
+    value.round_ties_even() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red left, green middle, blue right; `width` is a multiple of three.
+    fn stripes(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, _| {
+            let mut pixel = [0; 3];
+            pixel[(x * 3 / width) as usize] = 255;
+            pixel.into()
+        })
+    }
+
+    fn resized(image: RgbImage, side: u32, how: Resize) -> RgbImage {
+        let result = Resizer::new().resize(image, side, how).unwrap();
+        assert_eq!(result.dimensions(), (side, side));
+        result
+    }
+
+    #[test]
+    fn squash_keeps_everything_and_crop_keeps_the_middle() {
+        let squashed = resized(stripes(90, 30), 30, Resize::Squash);
+        assert_eq!([squashed.get_pixel(0, 9).0, squashed.get_pixel(29, 9).0], [[255, 0, 0], [0, 0, 255]]);
+        let cropped = resized(stripes(90, 30), 30, Resize::Crop);
+        assert!(cropped.pixels().all(|pixel| pixel.0 == [0, 255, 0]), "the middle third is green");
+    }
+
+    #[test]
+    fn crop_takes_the_middle_of_a_tall_image_too() {
+        let tall = ::image::imageops::rotate90(&stripes(90, 30));
+        assert!(resized(tall, 30, Resize::Crop).pixels().all(|pixel| pixel.0 == [0, 255, 0]));
+    }
+
+    #[test]
+    fn pad_puts_black_above_and_below() {
+        let padded = resized(stripes(90, 30), 30, Resize::Pad);
+        assert!((0..10).chain(20..30).all(|y| padded.get_pixel(15, y).0 == [0, 0, 0]));
+        assert_eq!(padded.get_pixel(0, 15).0, [255, 0, 0]);
+        assert_eq!(padded.get_pixel(15, 10).0, [0, 255, 0]);
+    }
+
+    #[test]
+    fn the_right_size_is_left_alone() {
+        let image = stripes(30, 30);
+        for how in [Resize::Squash, Resize::Crop, Resize::Pad] {
+            assert_eq!(resized(image.clone(), 30, how), image);
+        }
+    }
+
+    #[test]
+    fn one_pixel_and_one_row_fill_the_square() {
+        for how in [Resize::Squash, Resize::Crop, Resize::Pad] {
+            let one = RgbImage::from_pixel(1, 1, [7, 8, 9].into());
+            assert!(resized(one, 32, how).pixels().all(|pixel| pixel.0 == [7, 8, 9]));
+            let row = RgbImage::from_pixel(20_000, 1, [7, 8, 9].into());
+            assert!(resized(row, 32, how).pixels().any(|pixel| pixel.0 == [7, 8, 9]));
+        }
+    }
+
+    #[test]
+    fn a_side_of_nothing_is_an_error() {
+        assert!(Resizer::new().resize(RgbImage::new(2, 2), 0, Resize::Squash).is_err());
+        assert!(Resizer::new().resize(RgbImage::new(0, 0), 0, Resize::Crop).is_err());
+        assert!(Resizer::new().resize(RgbImage::new(0, 3), 4, Resize::Pad).is_err());
+    }
+
+    /// Values by Pillow 13: `Image.fromarray(a).resize((3, 3), Image.BILINEAR)` of `a[y, x, c] = (x * 37 + y * 11 + c * 85) % 256`, 8 x 5.
+    #[test]
+    fn the_same_bytes_as_pillow() {
+        let image = RgbImage::from_fn(8, 5, |x, y| [0, 1, 2].map(|c| ((x * 37 + y * 11 + c * 85) % 256) as u8).into());
+        let result = resized(image, 3, Resize::Squash);
+        let expected = [
+            46, 131, 196, 135, 171, 97, 149, 72, 137, 63, 148, 166, 152, 170, 81, 166, 85, 154, 80, 165, 169, 165, 126, 89, 126,
+            86, 171,
+        ];
+        let worst = result.as_raw().iter().zip(expected).map(|(a, b)| a.abs_diff(b)).max();
+        assert!(worst <= Some(1), "{:?}\n{expected:?}", result.as_raw());
+    }
+}

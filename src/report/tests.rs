@@ -1,0 +1,380 @@
+use std::cell::RefCell;
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, SplitRecord, SplitScore};
+
+/// A row: split, label, answer, probability of the answer. The other classes share the rest alike.
+type Row = (&'static str, Option<i32>, usize, f32);
+
+struct Fixture {
+    folder: TempDir,
+    run: RunDir,
+}
+
+fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RunDir::new(folder.path().join("run"));
+    let classes: Vec<String> = classes.iter().map(|&name| name.to_owned()).collect();
+    let width = classes.len();
+    let mut predictions = Predictions::default();
+    for (index, &(split, label, answer, confidence)) in rows.iter().enumerate() {
+        predictions.ids.push(format!("data.parquet#{index}"));
+        predictions.splits.push(split.to_owned());
+        predictions.labels.push(label);
+        let other = (1.0 - confidence) / (width.max(2) - 1) as f32;
+        predictions.probabilities.extend((0..width).map(|class| if class == answer { confidence } else { other }));
+    }
+    run.write_predictions(&predictions, width).unwrap();
+    let score = |split: &str| {
+        let labelled: Vec<_> = rows.iter().filter(|row| row.0 == split && row.1.is_some()).collect();
+        let correct = labelled.iter().filter(|row| row.1 == i32::try_from(row.2).ok()).count();
+        let accuracy = correct as f64 / labelled.len() as f64;
+        (!labelled.is_empty()).then_some(SplitScore {
+            rows: labelled.len(),
+            loss: 0.5,
+            accuracy,
+            accuracy_interval: [accuracy - 0.01, accuracy + 0.01],
+        })
+    };
+    let holdout = rows.iter().filter(|row| row.0 == "validation").count();
+    let metrics = Metrics {
+        schema: METRICS_SCHEMA,
+        store_key: "key".into(),
+        fit_key: "fit".into(),
+        solver: "adam".into(),
+        epochs: 2,
+        fit_seconds: 0.5,
+        load_seconds: 0.25,
+        features: 1280,
+        classes,
+        split: SplitRecord { kind: "tail".into(), fraction: 0.2, train: rows.len() - holdout, holdout },
+        train: score("train"),
+        validation: score("validation"),
+        test: score("test"),
+        head: serde_json::json!({"epochs": 2, "learning_rate": 1e-3, "l2": null}),
+    };
+    run.write_history(&[epoch(1, 1.5), epoch(2, 0.75)]).unwrap();
+    run.write_metrics(&metrics).unwrap();
+    Fixture { folder, run }
+}
+
+fn epoch(epoch: usize, loss: f64) -> EpochRecord {
+    EpochRecord { epoch, loss, accuracy: 0.5, val_loss: Some(loss + 0.5), val_accuracy: Some(0.25), seconds: 0.1 }
+}
+
+fn store() -> StoreFacts {
+    StoreFacts {
+        data: "cifar10".into(),
+        source: "data/cifar10".into(),
+        fingerprint: "f00d".into(),
+        path: "features/cifar10-96".into(),
+        key: "key".into(),
+        splits: vec![SplitRows { split: "train".into(), rows: 50_000 }],
+        quarantined: 0,
+        features: 1280,
+        backbone: BackboneFacts {
+            name: "mobilenet_v2".into(),
+            sha256: "beef".into(),
+            cut: "pool".into(),
+            input_size: 96,
+            preprocessing: "squash".into(),
+        },
+        extraction: None,
+    }
+}
+
+/// A PNG of one colour.
+fn png(side: u32) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_pixel(side, side, image::Rgb([200, 30, 30])).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+impl Fixture {
+    /// Writes the report with a picture for every id; the page and what was written.
+    fn report(&self) -> (String, Written) {
+        self.report_with(&|_, ids| ids.iter().map(|id| (id.clone(), png(32))).collect(), &|bytes, _| Ok(bytes.to_vec()))
+    }
+
+    fn report_with(&self, images: &FindImages, thumbnail: &MakeThumbnail) -> (String, Written) {
+        let timings = vec![("extract".to_owned(), 43.0), ("fit-head".to_owned(), 0.75)];
+        let commands = vec!["tlpipe run pipelines/cifar10.toml".to_owned()];
+        let written = write(&Inputs { run: &self.run, store: store(), images, thumbnail, timings, commands }).unwrap();
+        (fs::read_to_string(&written.html).unwrap(), written)
+    }
+
+    fn error(&self, store: StoreFacts) -> String {
+        let inputs = Inputs {
+            run: &self.run,
+            store,
+            images: &|_, _| HashMap::new(),
+            thumbnail: &|bytes, _| Ok(bytes.to_vec()),
+            timings: Vec::new(),
+            commands: Vec::new(),
+        };
+        write(&inputs).unwrap_err().to_string()
+    }
+}
+
+/// Five test rows of three classes, two of them wrong, one without a label.
+const PETS: [Row; 8] = [
+    ("train", Some(0), 0, 0.9),
+    ("validation", Some(1), 1, 0.8),
+    ("test", Some(0), 0, 0.9),
+    ("test", Some(0), 2, 0.7),
+    ("test", Some(1), 1, 0.6),
+    ("test", Some(1), 2, 0.8),
+    ("test", None, 2, 0.8),
+    ("test", Some(0), 0, 0.5),
+];
+
+#[test]
+fn facts_are_those_of_the_predictions() {
+    let (_, written) = fixture(&["cat", "dog", "owl"], &PETS).report();
+    let facts = written.facts;
+    let (headline, score) = facts.headline().unwrap();
+    assert_eq!((headline.split.as_str(), score.rows, score.accuracy), ("test", 5, 0.6));
+    assert_eq!(headline.unlabelled, 1);
+    assert_eq!(headline.top, [TopK { k: 1, accuracy: 0.6 }]);
+    assert!((headline.mean_confidence.unwrap() - 0.7).abs() < 1e-6, "mean of 0.9, 0.7, 0.6, 0.8, 0.5");
+
+    let look = facts.examined.unwrap();
+    let cell = |label, predicted, count| ConfusionCell { label, predicted, count };
+    assert_eq!(look.confusion, [cell(0, 0, 2), cell(0, 2, 1), cell(1, 1, 1), cell(1, 2, 1)]);
+    assert_eq!(look.confused_pairs, [cell(0, 2, 1), cell(1, 2, 1)]);
+    assert_eq!((look.rows, look.mistakes, look.majority), (5, 2, 0.6));
+    let figures: Vec<_> = look.classes.iter().map(|class| (class.support, class.precision, class.recall, class.f1)).collect();
+    let expected = [
+        (3, Some(1.0), Some(2.0 / 3.0), Some(4.0 / 5.0)),
+        (2, Some(1.0), Some(0.5), Some(2.0 / 3.0)),
+        (0, Some(0.0), None, Some(0.0)),
+    ];
+    assert_eq!(figures, expected);
+    assert!((look.macro_f1 - (0.8 + 2.0 / 3.0) / 2.0).abs() < 1e-12, "over the classes that have rows");
+    let worst: Vec<_> = look.worst_mistakes.iter().map(|mistake| (mistake.id.as_str(), mistake.label)).collect();
+    assert_eq!(worst, [("data.parquet#5", 1), ("data.parquet#3", 0)]);
+    assert!((look.worst_mistakes[0].label_probability - 0.1).abs() < 1e-6);
+}
+
+#[test]
+fn a_label_within_the_first_three_counts_in_top_3() {
+    let folder = fixture(&["a", "b", "c", "d"], &[]);
+    let mut predictions = Predictions {
+        ids: ["r0", "r1", "r2", "r3"].map(str::to_owned).to_vec(),
+        splits: vec!["test".to_owned(); 4],
+        labels: vec![Some(0), Some(1), Some(2), Some(3)],
+        probabilities: [0.4_f32, 0.3, 0.2, 0.1].repeat(4),
+    };
+    folder.run.write_predictions(&predictions, 4).unwrap();
+    let top = |folder: &Fixture| folder.report().1.facts.splits[0].top.clone();
+    assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
+    // Of equal probabilities the lower index comes first, as in `predicted`.
+    predictions.probabilities = vec![0.25; 16];
+    folder.run.write_predictions(&predictions, 4).unwrap();
+    assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
+}
+
+#[test]
+fn json_holds_the_facts_under_a_version() {
+    let fixture = fixture(&["cat", "dog", "owl"], &PETS);
+    let (_, written) = fixture.report();
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&written.json).unwrap()).unwrap();
+    assert_eq!(json["schema"], REPORT_SCHEMA);
+    assert_eq!(json["metrics"]["test"]["accuracy"], 0.6);
+    assert_eq!(json["examined"]["classes"][2]["recall"], serde_json::Value::Null);
+    assert_eq!(json["history"][1]["loss"], 0.75);
+    let created = json["created"].as_str().unwrap();
+    assert!(created.len() == 20 && created.ends_with('Z') && created.as_bytes()[10] == b'T', "{created}");
+}
+
+#[test]
+fn the_page_stands_alone() {
+    let rows: Vec<Row> = (0..30).map(|index| ("test", Some(index % 2), 0, 0.6 + 0.01 * index as f32)).collect();
+    let (page, _) = fixture(&["cat", "dog", "owl"], &rows).report();
+    assert_eq!(page.matches("data:image/png;base64,").count(), 15, "one for each mistake");
+    assert_eq!(page.matches("<svg ").count(), 2, "loss and accuracy");
+    for forbidden in ["<script", "<link", "@import", "url(", "src=\"http", "undefined"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+    assert!(page.contains("50.0\u{a0}%"), "the headline");
+    assert!(page.contains("tlpipe run pipelines&#x2f;cifar10.toml"));
+}
+
+#[test]
+fn class_names_and_ids_are_text_and_keep_their_direction() {
+    let names = ["<script>alert('x')</script>", "\"><img src=x onerror=y>", "קלמנטינה", "🦉 & co"];
+    let (page, _) = fixture(&names, &[("test", Some(0), 1, 0.9), ("test", Some(2), 3, 0.9), ("test", Some(3), 3, 0.9)]).report();
+    assert!(!page.contains("<script") && !page.contains("<img src=x") && !page.contains("\"><img"));
+    assert!(page.contains("<bdi>&lt;script&gt;alert(&#x27;x&#x27;)&lt;&#x2f;script&gt;</bdi>"));
+    assert!(page.contains("<bdi>קלמנטינה</bdi>") && page.contains("<bdi>🦉 &amp; co</bdi>"));
+}
+
+#[test]
+fn without_a_test_split_the_hold_out_is_the_headline_and_its_images_come_from_train() {
+    let asked = RefCell::new(Vec::new());
+    let fixture = fixture(&["cat", "dog"], &[("train", Some(0), 0, 0.9), ("validation", Some(1), 0, 0.8)]);
+    let images = |split: &str, ids: &[String]| {
+        asked.borrow_mut().push((split.to_owned(), ids.to_vec()));
+        HashMap::new()
+    };
+    let (page, written) = fixture.report_with(&images, &|bytes, _| Ok(bytes.to_vec()));
+    assert!(page.contains("Hold-out accuracy</span>"));
+    assert_eq!(written.facts.headline().unwrap().0.split, "validation");
+    assert_eq!(asked.into_inner(), [("train".to_owned(), vec!["data.parquet#1".to_owned()])]);
+}
+
+#[test]
+fn with_neither_test_nor_hold_out_the_page_warns() {
+    let (page, written) = fixture(&["cat", "dog"], &[("train", Some(0), 0, 0.9), ("train", Some(1), 1, 0.8)]).report();
+    assert_eq!(written.facts.headline().unwrap().0.split, "train");
+    assert!(page.contains("This is no estimate for new images"));
+    assert!(page.contains("every one of 2 images is answered right"));
+}
+
+#[test]
+fn an_unlabelled_test_split_is_noted_and_not_scored() {
+    let (page, written) = fixture(&["cat", "dog"], &[("validation", Some(0), 0, 0.9), ("test", None, 1, 0.8)]).report();
+    let test = written.facts.splits.iter().find(|split| split.split == "test").unwrap();
+    assert_eq!((test.unlabelled, &test.score), (1, &None));
+    assert_eq!(written.facts.examined.as_ref().unwrap().split, "validation");
+    assert!(page.contains("1 row has no label") && page.contains("+ 1 unlabelled"));
+}
+
+#[test]
+fn a_run_that_predicted_nothing_with_a_label_has_a_page() {
+    for rows in [&[("test", None, 1, 0.8)][..], &[]] {
+        let (page, written) = fixture(&["cat", "dog"], rows).report();
+        assert!(written.facts.examined.is_none());
+        assert!(page.contains("Nothing was scored") && !page.contains("id=\"confusion\""));
+    }
+}
+
+#[test]
+fn one_class() {
+    let (page, written) = fixture(&["cat"], &[("test", Some(0), 0, 1.0)]).report();
+    assert!(page.contains("There is one class only"));
+    assert_eq!(written.facts.headline().unwrap().0.top, [TopK { k: 1, accuracy: 1.0 }]);
+}
+
+#[test]
+fn a_hundred_classes_are_a_heat_map_and_a_thousand_a_list_of_pairs() {
+    for (classes, plots, cells) in [(20, 2, true), (100, 3, false), (1000, 2, false)] {
+        let names: Vec<String> = (0..classes).map(|index| format!("class {index}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let rows: Vec<Row> =
+            (0..3 * classes).map(|index| ("test", i32::try_from(index % classes).ok(), index % (classes - 1), 0.5)).collect();
+        let (page, written) = fixture(&names, &rows).report();
+        assert_eq!(page.matches("<svg ").count(), plots, "{classes} classes");
+        assert_eq!(page.contains("<table class=\"matrix\">"), cells, "{classes} classes");
+        assert!(page.contains("Most confused pairs"));
+        assert_eq!(written.facts.examined.unwrap().classes.len(), classes);
+        assert!(page.len() < 2 << 20, "{} bytes with {classes} classes", page.len());
+        let shown = page.matches("<th scope=\"row\"><bdi>class 7</bdi></th>").count();
+        assert!(shown >= 1, "each class has a row");
+    }
+}
+
+#[test]
+fn a_solver_without_epochs_has_no_curves() {
+    let fixture = fixture(&["cat", "dog", "owl"], &PETS);
+    fs::remove_file(fixture.run.file("history.csv")).unwrap();
+    let (page, written) = fixture.report();
+    assert!(written.facts.history.is_empty());
+    assert!(!page.contains("Learning curves") && page.contains("id=\"confusion\""));
+    fixture.run.write_history(&[]).unwrap();
+    assert!(!fixture.report().0.contains("Learning curves"));
+}
+
+#[test]
+fn a_history_that_diverged_is_drawn_as_far_as_it_goes() {
+    let fixture = fixture(&["cat", "dog", "owl"], &PETS);
+    fixture.run.write_history(&[epoch(1, 2.0), epoch(2, f64::NAN), epoch(3, f64::INFINITY)]).unwrap();
+    let (page, written) = fixture.report();
+    assert!(page.contains("Learning curves") && !page.contains("NaN"));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&written.json).unwrap()).unwrap();
+    assert!(json["history"][1]["loss"].is_null());
+}
+
+#[test]
+fn missing_and_broken_images_leave_a_placeholder_and_a_note() {
+    let fixture = fixture(&["cat", "dog", "owl"], &PETS);
+    let images = |_: &str, ids: &[String]| HashMap::from([(ids[0].clone(), b"not an image".to_vec())]);
+    let (page, written) = fixture.report_with(&images, &|_, _| Err("truncated".into()));
+    assert_eq!(page.matches("data:image/").count(), 0);
+    assert!(page.contains("image not found</div>") && page.contains("image not readable</div>"));
+    assert!(page.contains("1 of 2 images of mistakes were not found in the source"));
+    assert_eq!(written.facts.notes.len(), 3, "unlabelled, not found, not readable");
+}
+
+#[test]
+fn thumbnails_stay_within_the_page_size() {
+    let rows = [("test", Some(0), 1, 0.9); 40];
+    let mut large = png(8);
+    large.resize(600_000, 0);
+    let (page, written) = fixture(&["cat", "dog"], &rows)
+        .report_with(&|_, ids| ids.iter().map(|id| (id.clone(), Vec::new())).collect(), &|_, _| Ok(large.clone()));
+    assert!(page.len() <= 10 << 20, "{} bytes", page.len());
+    let embedded = page.matches("data:image/").count();
+    assert!((10..40).contains(&embedded), "{embedded} pictures");
+    assert!(page.contains("left out: page full"));
+    assert_eq!(
+        written.facts.notes,
+        [format!("{} of 40 images of mistakes were left out to keep the page under 10 MiB.", 40 - embedded)]
+    );
+}
+
+#[test]
+fn features_made_anew_are_refused() {
+    let message = fixture(&["cat", "dog", "owl"], &PETS).error(StoreFacts { key: "other".into(), ..store() });
+    assert!(message.contains("fitted on features with key key") && message.contains("now has key other"), "{message}");
+    assert!(message.contains("tlpipe fit-head"));
+}
+
+#[test]
+fn files_of_different_fits_are_refused() {
+    let run = fixture(&["cat", "dog", "owl"], &PETS);
+    let other = fixture(&["cat", "dog", "owl"], &PETS[..4]);
+    fs::copy(other.run.file("predictions.parquet"), run.run.file("predictions.parquet")).unwrap();
+    let message = run.error(store());
+    assert!(message.contains("3 of 5 right of split test") && message.contains("1 of 2 right"), "{message}");
+}
+
+#[test]
+fn damaged_predictions_are_refused_with_the_reason() {
+    let run = fixture(&["cat", "dog", "owl"], &PETS);
+    let path = run.run.file("predictions.parquet");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    assert!(run.error(store()).contains("predictions.parquet"));
+
+    let other = fixture(&["cat", "dog"], &[("test", Some(0), 0, 0.9)]);
+    fs::copy(other.run.file("predictions.parquet"), &path).unwrap();
+    let message = run.error(store());
+    assert!(message.contains("column probabilities is") && message.contains("fit-head"), "{message}");
+
+    fs::remove_file(&path).unwrap();
+    assert!(run.error(store()).contains("the file is missing"));
+}
+
+#[test]
+fn a_label_outside_the_class_list_is_refused_by_row() {
+    let message = fixture(&["cat", "dog", "owl"], &[("test", Some(0), 0, 0.9), ("test", Some(3), 0, 0.9)]).error(store());
+    assert!(message.contains("row data.parquet#1: label is 3, but there are 3 classes"), "{message}");
+}
+
+#[test]
+fn a_folder_without_a_run_is_refused() {
+    let empty = fixture(&["cat"], &[]);
+    let inputs = Inputs {
+        run: &RunDir::new(empty.folder.path().join("nothing")),
+        store: store(),
+        images: &|_, _| HashMap::new(),
+        thumbnail: &|bytes, _| Ok(bytes.to_vec()),
+        timings: Vec::new(),
+        commands: Vec::new(),
+    };
+    assert!(matches!(write(&inputs), Err(ReportError::Run(RunError::Missing(_)))));
+}

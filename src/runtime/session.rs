@@ -1,0 +1,207 @@
+//! A network, ready to run: batches of pixels in, rows of features out.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::path::Path;
+use std::ptr;
+
+use ort::AsPointer as _;
+use ort::environment::Environment;
+use ort::session::Session as OrtSession;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{Tensor, TensorElementType, TensorRef, ValueType};
+
+use super::{Device, RuntimeError, cuda};
+
+/// How to run a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// What to run on.
+    pub device: Device,
+    /// Threads of this session on the processor; at least 1. Several sessions of one thread do more images a second than
+    /// one session of several threads.
+    pub threads: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Element {
+    Float32,
+    Uint8,
+}
+
+/// A network of one image input and one output.
+pub struct Session {
+    inner: OrtSession,
+    element: Element,
+    width: Option<usize>,
+    provider: &'static str,
+    placement: BTreeMap<String, usize>,
+    fallback: Option<String>,
+}
+
+const CPU: &str = "CPU";
+const CUDA: &str = "CUDA";
+
+impl Session {
+    pub(super) fn new(
+        environment: &Environment,
+        library: &Path,
+        model: &[u8],
+        options: &SessionOptions,
+    ) -> Result<Self, RuntimeError> {
+        let on_processor = |fallback| {
+            let inner = commit(environment, model, options.threads, None).map_err(|error| RuntimeError::Model(reason(&error)))?;
+            Self::checked(inner, CPU, fallback)
+        };
+        let card = match options.device {
+            Device::Cpu => return on_processor(None),
+            Device::Cuda(card) => card,
+            Device::Auto => 0,
+        };
+        match (Self::on_card(environment, library, model, options.threads, card), options.device) {
+            (Ok(session), _) => Ok(session),
+            (Err(reason), Device::Auto) => on_processor(Some(reason)),
+            (Err(reason), device) => Err(RuntimeError::Device { device, reason }),
+        }
+    }
+
+    /// The error is the reason why the card cannot be used.
+    fn on_card(environment: &Environment, library: &Path, model: &[u8], threads: usize, card: u32) -> Result<Self, String> {
+        if let Some(reason) = cuda::absent() {
+            return Err(reason);
+        }
+        cuda::preload(library);
+        let inner = commit(environment, model, threads, Some(card)).map_err(|error| reason(&error))?;
+        let session = Self::checked(inner, CUDA, None).map_err(|error| error.to_string())?;
+        // Asked for, registered, and still: what counts is where the nodes are.
+        if session.placement.contains_key(cuda::NAME) { Ok(session) } else { Err("it took no part of the network".to_owned()) }
+    }
+
+    fn checked(inner: OrtSession, provider: &'static str, fallback: Option<String>) -> Result<Self, RuntimeError> {
+        let model = |reason: String| RuntimeError::Model(reason);
+        let ([input], [output]) = (inner.inputs(), inner.outputs()) else {
+            let found = format!("it has {} inputs and {} outputs, not one of each", inner.inputs().len(), inner.outputs().len());
+            return Err(model(found));
+        };
+        let element = match input.dtype() {
+            ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } if shape.len() == 4 => Element::Float32,
+            ValueType::Tensor { ty: TensorElementType::Uint8, shape, .. } if shape.len() == 4 => Element::Uint8,
+            other => {
+                return Err(model(format!("its input {:?} is {other}, not four-dimensional float32 or uint8", input.name())));
+            }
+        };
+        let width = match output.dtype() {
+            ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } => {
+                // The first is the batch; an unknown dimension is negative and makes the product unknown.
+                shape.iter().skip(1).try_fold(1, |product: usize, size| product.checked_mul(usize::try_from(*size).ok()?))
+            }
+            other => return Err(model(format!("its output {:?} is {other}, not float32", output.name()))),
+        };
+        let placement = placement(&inner).map_err(|error| model(reason(&error)))?;
+        Ok(Self { inner, element, width, provider, placement, fallback })
+    }
+
+    /// Runs a batch and gives the features, row-major `[N, D]`. `batch` holds `shape`'s product of values, in the layout
+    /// that the network wants; a uint8 network gets them rounded to 0..=255.
+    ///
+    /// # Errors
+    /// When the batch is not of this shape, the network refuses the shape, or the answer is not one row an image.
+    pub fn run(&mut self, batch: &[f32], shape: [usize; 4]) -> Result<Vec<f32>, RuntimeError> {
+        let failed = |reason: String| RuntimeError::Run { shape, reason };
+        let values: usize = shape.iter().product();
+        if batch.len() != values {
+            return Err(failed(format!("it holds {} values, not {values}", batch.len())));
+        }
+        let images = shape[0];
+        if values == 0 {
+            return if images == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
+        }
+        let ort_failed = |error: ort::Error| failed(reason(&error));
+        let outputs = match self.element {
+            Element::Float32 => {
+                let input = TensorRef::from_array_view((shape, batch)).map_err(ort_failed)?;
+                self.inner.run(ort::inputs![input]).map_err(ort_failed)?
+            }
+            Element::Uint8 => {
+                // `as` saturates, and turns NaN into 0.
+                let bytes: Vec<u8> = batch.iter().map(|value| value.round() as u8).collect();
+                let input = Tensor::from_array((shape, bytes)).map_err(ort_failed)?;
+                self.inner.run(ort::inputs![input]).map_err(ort_failed)?
+            }
+        };
+        let (dimensions, rows) = outputs[0].try_extract_tensor::<f32>().map_err(ort_failed)?;
+        if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(images) {
+            return Err(failed(format!("the network answers with shape {dimensions:?}, not one row an image")));
+        }
+        let width = rows.len() / images;
+        if self.width.is_some_and(|known| known != width) {
+            return Err(failed(format!("the network answers with {width} values an image, {:?} before", self.width)));
+        }
+        self.width = Some(width);
+        Ok(rows.to_vec())
+    }
+
+    /// What it runs on: `CPU` or `CUDA`.
+    pub fn provider(&self) -> &str {
+        self.provider
+    }
+
+    /// Number of the optimized network's nodes on each provider, by ONNX Runtime's name of it.
+    pub fn placement(&self) -> &BTreeMap<String, usize> {
+        &self.placement
+    }
+
+    /// Why [`Device::Auto`] took the processor; none if it did not.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// Values an image, D; none until the first run where the network does not declare it.
+    pub fn width(&self) -> Option<usize> {
+        self.width
+    }
+}
+
+/// The message without ONNX Runtime's source line and status code before it.
+fn reason(error: &ort::Error) -> String {
+    let message = error.message();
+    let text = message.split_once("[ONNXRuntimeError] : ").and_then(|(_, rest)| rest.splitn(3, " : ").nth(2));
+    text.unwrap_or(message).trim().to_owned()
+}
+
+fn commit(environment: &Environment, model: &[u8], threads: usize, card: Option<u32>) -> ort::Result<OrtSession> {
+    let mut builder = OrtSession::builder(environment)?
+        .with_optimization_level(GraphOptimizationLevel::Level3)?
+        .with_intra_threads(threads.max(1))?
+        // Spinning threads take the cores from those that decode.
+        .with_intra_op_spinning(false)?
+        .with_config_entry("session.record_ep_graph_assignment_info", "1")?;
+    if let Some(card) = card {
+        builder = builder.with_execution_providers([cuda::provider(card).map_err(ort::Error::new)?])?;
+    }
+    builder.commit_from_memory(model)
+}
+
+/// Nodes on each provider, as ONNX Runtime recorded them.
+fn placement(session: &OrtSession) -> ort::Result<BTreeMap<String, usize>> {
+    let api = ort::api();
+    let (mut parts, mut count) = (ptr::null(), 0);
+    // SAFETY: the session lives, and owns the array that is given.
+    let status = unsafe { (api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &mut parts, &mut count) };
+    // SAFETY: the status comes from ONNX Runtime and is passed on once.
+    unsafe { ort::Error::result_from_status(status) }?;
+    let mut placement = BTreeMap::new();
+    for index in 0..count {
+        let (mut name, mut nodes, mut node_count) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: `index` is below the length of the array; its items live as long as the session.
+        let part = unsafe { *parts.add(index) };
+        // SAFETY: as above.
+        unsafe { ort::Error::result_from_status((api.EpAssignedSubgraph_GetEpName)(part, &mut name)) }?;
+        // SAFETY: as above.
+        unsafe { ort::Error::result_from_status((api.EpAssignedSubgraph_GetNodes)(part, &mut nodes, &mut node_count)) }?;
+        // SAFETY: a successful call gives a text that ends with a zero and lives as long as the session.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        *placement.entry(name).or_insert(0) += node_count;
+    }
+    Ok(placement)
+}
