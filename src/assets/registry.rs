@@ -189,9 +189,13 @@ mod tests {
         let registry = Registry::built_in().unwrap();
         let names: Vec<_> = registry.choices("mobilenet_v2").iter().map(|card| card.name.as_str()).collect();
         assert_eq!(names, ["mobilenet_v2_1.0_224", "mobilenetv2-12"]);
-        assert_eq!(registry.model("mobilenetv2-12.onnx").unwrap().preprocessing.layout, CardLayout::Nchw);
+        assert_eq!(registry.model("mobilenetv2-12.onnx").unwrap().preprocessing.pixels.layout, crate::image::Layout::Nchw);
         for card in &registry.models {
-            assert!(card.preprocessing.divisor > 0.0 && card.preprocessing.std.iter().all(|value| *value > 0.0), "{}", card.name);
+            assert!(
+                card.preprocessing.pixels.divisor > 0.0 && card.preprocessing.pixels.std.iter().all(|value| *value > 0.0),
+                "{}",
+                card.name
+            );
         }
         assert_eq!(registry.dataset("cifar10").unwrap().variants[0].files.len(), 2);
     }

@@ -14,8 +14,10 @@ pub fn main(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
     let candidates = runtime::candidates(&options);
     let chosen = runtime::locate(&options, &events::ignore);
     let finder = Finder::new(context.search.clone())?;
-    let models: Vec<_> = finder.models().iter().map(|card| (card.name.clone(), finder.model_at_hand(card).map(|found| found.how))).collect();
-    let sets: Vec<_> = finder.datasets().iter().map(|card| (card.name.clone(), finder.dataset_at_hand(card).map(|found| found.how))).collect();
+    let models: Vec<_> =
+        finder.models().iter().map(|card| (card.name.clone(), finder.model_at_hand(card).map(|found| found.how))).collect();
+    let sets: Vec<_> =
+        finder.datasets().iter().map(|card| (card.name.clone(), finder.dataset_at_hand(card).map(|found| found.how))).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let result = json!({
         "tlpipe": env!("CARGO_PKG_VERSION"),
@@ -37,14 +39,20 @@ pub fn main(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
             Err(_) if context.search.offline => "ONNX Runtime: none found, and --offline forbids installing one".into(),
             Err(_) => "ONNX Runtime: none found; the first run installs it into the cache".into(),
         });
-        lines.push(say::table(&["looked", "found", "verdict"], candidates.iter().map(|one| {
-            let found = one.path.as_ref().map_or_else(|| "nothing".to_owned(), |path| path.display().to_string());
-            vec![one.place.clone(), found, one.verdict.clone()]
-        })));
+        lines.push(say::table(
+            &["looked", "found", "verdict"],
+            candidates.iter().map(|one| {
+                let found = one.path.as_ref().map_or_else(|| "nothing".to_owned(), |path| path.display().to_string());
+                vec![one.place.clone(), found, one.verdict.clone()]
+            }),
+        ));
         lines.push(String::new());
         lines.push(format!("cache        {}", context.search.cache.display()));
         let roots: Vec<String> = context.search.roots.iter().map(|root| root.display().to_string()).collect();
-        lines.push(format!("assets       {}", if roots.is_empty() { "TLPIPE_ASSETS is not set".into() } else { roots.join(", ") }));
+        lines.push(format!(
+            "assets       {}",
+            if roots.is_empty() { "TLPIPE_ASSETS is not set".into() } else { roots.join(", ") }
+        ));
         let at_hand = |found: &Option<String>| found.clone().unwrap_or_else(|| "not at hand".into());
         lines.extend(models.iter().map(|(name, found)| format!("model        {name}: {}", at_hand(found))));
         lines.extend(sets.iter().map(|(name, found)| format!("data         {name}: {}", at_hand(found))));

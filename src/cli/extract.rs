@@ -55,12 +55,9 @@ pub fn summary(pipeline: &Pipeline, extracted: &Extracted) -> String {
         (Some(figures), StageOutcome::Ran) if figures.reused == 0 => {
             format!("{:.0} img/s on {}, {}", figures.images_per_second, figures.provider, say::seconds(figures.seconds))
         }
-        (Some(figures), StageOutcome::Ran) => format!(
-            "{} new, {} reused, {}",
-            say::count(figures.new),
-            say::count(figures.reused),
-            say::seconds(figures.seconds)
-        ),
+        (Some(figures), StageOutcome::Ran) => {
+            format!("{} new, {} reused, {}", say::count(figures.new), say::count(figures.reused), say::seconds(figures.seconds))
+        }
         _ => "up to date".to_owned(),
     };
     let quarantined = match manifest.quarantined {

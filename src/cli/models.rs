@@ -59,9 +59,16 @@ pub fn main(command: &ModelsCommand, context: &Context<'_>, output: Output) -> a
             let located = finder.model(&model.model, context.observe)?;
             let backbone = Backbone::load(&located, model.cut.as_deref(), None)?;
             std::fs::write(out, backbone.model()).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-            let result = json!({ "path": out, "cut": backbone.cut(), "features": backbone.width(), "bytes": backbone.model().len() });
+            let result =
+                json!({ "path": out, "cut": backbone.cut(), "features": backbone.width(), "bytes": backbone.model().len() });
             output.result(&result, || {
-                format!("{}: cut at {} ({}), {} features", out.display(), backbone.cut().tensor, backbone.cut().reason, backbone.width())
+                format!(
+                    "{}: cut at {} ({}), {} features",
+                    out.display(),
+                    backbone.cut().tensor,
+                    backbone.cut().reason,
+                    backbone.width()
+                )
             })
         }
     }

@@ -159,9 +159,12 @@ impl PipelineArgs {
         let default = Path::new(DEFAULT);
         let file = self.pipeline.as_deref().or_else(|| default.is_file().then_some(default));
         let output = [text("output.features", self.features.as_ref()), text("output.run", self.run.as_ref())];
-        let overrides: Vec<Override> = flags.into_iter().chain(output.into_iter().flatten()).chain(self.set.iter().cloned()).collect();
+        let overrides: Vec<Override> =
+            flags.into_iter().chain(output.into_iter().flatten()).chain(self.set.iter().cloned()).collect();
         if file.is_none() && overrides.is_empty() {
-            return Err(Usage(format!("no pipeline: there is no {DEFAULT} here; name a pipeline file, or give --data PATH")).into());
+            return Err(
+                Usage(format!("no pipeline: there is no {DEFAULT} here; name a pipeline file, or give --data PATH")).into()
+            );
         }
         Ok(Pipeline::new(Settings::load(file, &overrides)?, file)?)
     }

@@ -17,7 +17,6 @@ pub struct Progress {
     bars: MultiProgress,
     tasks: Arc<Mutex<HashMap<String, ProgressBar>>>,
     quiet: bool,
-    terminal: bool,
 }
 
 impl Progress {
@@ -25,7 +24,7 @@ impl Progress {
     pub fn new(quiet: bool, verbose: u8) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal && !quiet { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let progress = Self { bars: MultiProgress::with_draw_target(target), tasks: Arc::default(), quiet, terminal };
+        let progress = Self { bars: MultiProgress::with_draw_target(target), tasks: Arc::default(), quiet };
         progress.log(verbose);
         progress
     }
@@ -115,11 +114,6 @@ impl Progress {
         self.bars.suspend(|| {
             let _ = writeln!(std::io::stderr(), "{text}");
         });
-    }
-
-    /// Whether a person looks at stderr.
-    pub fn is_terminal(&self) -> bool {
-        self.terminal && !self.quiet
     }
 }
 

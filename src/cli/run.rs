@@ -13,8 +13,10 @@ use crate::pipeline::{self, Context, StageOutcome};
 
 /// Arguments of `tlpipe run`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:\n  tlpipe run pipelines/quickstart.toml\n  tlpipe run pipelines/cifar10.toml --input-size 160\n  \
-    tlpipe run --data ./photos --features features/photos --run runs/photos")]
+#[command(
+    after_help = "Examples:\n  tlpipe run pipelines/quickstart.toml\n  tlpipe run pipelines/cifar10.toml --input-size 160\n  \
+    tlpipe run --data ./photos --features features/photos --run runs/photos"
+)]
 pub struct RunArgs {
     #[command(flatten)]
     pipeline: PipelineArgs,

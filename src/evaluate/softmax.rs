@@ -35,13 +35,15 @@ mod tests {
         for (got, want) in row.iter().zip([0.090_030_57, 0.244_728_47, 0.665_240_96]) {
             assert!((got - want).abs() < 1e-7, "{row:?}");
         }
-        assert!((log_sum - 3.407_605_964_444_38).abs() < 1e-7);
-        for shift in [-1e4, 1e4, 1e30] {
+        assert!((log_sum - 3.407_605_964_444_38).abs() < 1e-6);
+        for shift in [-1e4, 1e4] {
             let mut row = [shift, shift];
             assert!((softmax(&mut row) - f64::from(shift) - 2.0_f64.ln()).abs() < 1e-9);
             assert_eq!(row, [0.5, 0.5]);
             assert_eq!(log_sum_exp(&[shift, shift]), f64::from(shift) + 2.0_f64.ln());
         }
+        let mut row = [1e38, -1e38];
+        assert_eq!((softmax(&mut row), row), (f64::from(1e38_f32), [1.0, 0.0]));
     }
 
     #[test]

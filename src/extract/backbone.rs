@@ -81,6 +81,7 @@ pub struct Backbone {
     pixels: PixelFormat,
     native_side: u32,
     fixed_side: Option<u32>,
+    fixed_batch: Option<usize>,
     assumptions: Vec<String>,
 }
 
@@ -133,6 +134,7 @@ impl Backbone {
             cut: place,
             native_side: card.map(|card| card.side).or(onnx::input(&model)?.side).unwrap_or(224),
             fixed_side: input.side,
+            fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()),
             pixels,
             assumptions,
             file,
@@ -177,6 +179,11 @@ impl Backbone {
     /// The tensor that is read, and why.
     pub fn cut(&self) -> &Cut {
         &self.cut
+    }
+
+    /// Images a batch, where the network takes no other number.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        self.fixed_batch
     }
 
     /// What neither a card nor the graph says and was assumed.

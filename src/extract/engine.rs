@@ -267,13 +267,27 @@ fn reason(error: Option<crate::image::ImageError>) -> String {
     error.map_or_else(String::new, |error| error.to_string())
 }
 
+/// Features of a batch, row-major `[images, D]`. A network of fixed batch size is fed in portions, the last one filled up.
 fn infer(plan: &Plan<'_>, session: &Mutex<Session>, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
-    let features = session.lock().unwrap_or_else(PoisonError::into_inner).run(tensor, plan.spec.shape(images))?;
+    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut features = match plan.backbone.fixed_batch() {
+        None => session.run(tensor, plan.spec.shape(images))?,
+        Some(batch) => {
+            let mut features = Vec::new();
+            for portion in tensor.chunks(batch * plan.spec.values()) {
+                let mut portion = portion.to_vec();
+                portion.resize(batch * plan.spec.values(), 0.0);
+                features.extend(session.run(&portion, plan.spec.shape(batch))?);
+            }
+            features
+        }
+    };
     let expected = plan.backbone.width();
-    if features.len() != images * expected {
+    if features.len() < images * expected || features.len() % expected != 0 {
         let model = plan.backbone.file().to_path_buf();
         return Err(ExtractError::Width { model, found: features.len() / images, expected });
     }
+    features.truncate(images * expected);
     Ok(features)
 }
 

@@ -12,11 +12,12 @@ use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::dense::{BLOCK_ROWS, Dense, copy_row, write_row};
+use super::dense::{Dense, copy_row, write_row};
 use super::fit::{OnEpoch, Problem, Weights};
 use super::simd::{Kernel, Lanes, Simd, Vector};
+use super::tally::{Tally, score};
 use super::{HeadError, HeadValidParams};
-use crate::evaluate::{argmax, log_sum_exp, softmax};
+use crate::evaluate::{argmax, softmax};
 use crate::run::EpochRecord;
 
 /// Keras' defaults.
@@ -79,53 +80,6 @@ pub(super) fn solve(
     }
     let (kernel, bias) = layer.unpack();
     Ok((Weights { kernel, bias }, history))
-}
-
-/// Loss and accuracy of a layer over some rows, in parallel, summed in the order of the rows.
-pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tally {
-    let blocks = rows.par_chunks(BLOCK_ROWS).map(|rows| {
-        let mut logits = vec![0.0; rows.len() * problem.classes];
-        layer.logits_into(&problem.features, rows, &mut logits);
-        let mut block = Tally::default();
-        for (logits, &row) in logits.chunks_exact(problem.classes).zip(rows) {
-            let label = problem.labels[row];
-            block.count(log_sum_exp(logits) - f64::from(logits[label]), argmax(logits) == label);
-        }
-        block
-    });
-    let mut all = Tally::default();
-    blocks.collect::<Vec<_>>().iter().for_each(|block| all.add(block));
-    all
-}
-
-/// Summed loss and right answers.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
-    rows: usize,
-    loss: f64,
-    right: usize,
-}
-
-impl Tally {
-    fn count(&mut self, loss: f64, right: bool) {
-        self.rows += 1;
-        self.loss += loss;
-        self.right += usize::from(right);
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.rows += other.rows;
-        self.loss += other.loss;
-        self.right += other.right;
-    }
-
-    pub(super) fn mean_loss(&self) -> f64 {
-        self.loss / self.rows as f64
-    }
-
-    pub(super) fn accuracy(&self) -> f64 {
-        self.right as f64 / self.rows as f64
-    }
 }
 
 /// First and second moments of each weight.
@@ -199,6 +153,9 @@ impl Adam {
     }
 }
 
+/// Errors and weights, first and second moments of one panel.
+type Panel<'a> = ((&'a [Lanes], &'a mut [Lanes]), (&'a mut [Lanes], &'a mut [Lanes]));
+
 /// Gradient of a batch and the step that follows from it.
 #[derive(Clone, Copy)]
 struct Update<'a> {
@@ -210,7 +167,7 @@ struct Update<'a> {
 impl Update<'_> {
     /// Updates all panels of `width` features; `errors` is `[panel][row]`.
     fn panels(&self, errors: &[Lanes], width: usize, weights: &mut [Lanes], moments: &mut Moments, is_parallel: bool) {
-        let panel = |((errors, weights), (first, second)): ((&[Lanes], &mut [Lanes]), (&mut [Lanes], &mut [Lanes]))| {
+        let panel = |((errors, weights), (first, second)): Panel<'_>| {
             if is_parallel {
                 let tasks = weights.par_chunks_mut(TASK_FEATURES);
                 let tasks = tasks.zip(first.par_chunks_mut(TASK_FEATURES)).zip(second.par_chunks_mut(TASK_FEATURES));

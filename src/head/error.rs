@@ -96,7 +96,7 @@ pub enum HeadError {
         learning_rate: f64,
     },
     /// linfa-logistic failed, panicked or gave a useless answer.
-    #[error("solver linfa: {reason}; keep head.standardize = true, raise head.l2, or use head.solver = \"adam\"")]
+    #[error("solver linfa: {reason}; raise head.l2, or use head.solver = \"adam\"")]
     Linfa {
         /// What happened.
         reason: String,

@@ -40,8 +40,10 @@ impl<'a> Features<'a> {
 
     /// Copies one row, standardized if that is asked for.
     pub(super) fn copy_row(&self, index: usize, out: &mut [f32]) {
-        for (out, &value) in out.iter_mut().zip(self.x.row(index)) {
-            *out = value;
+        let row = self.x.row(index);
+        match row.as_slice() {
+            Some(row) => out.copy_from_slice(row),
+            None => out.iter_mut().zip(row).for_each(|(out, &value)| *out = value),
         }
         if let Some(standardization) = self.standardization {
             standardization.apply(out);
@@ -51,7 +53,7 @@ impl<'a> Features<'a> {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array1, array};
+    use ndarray::array;
 
     use super::*;
 
@@ -70,7 +72,7 @@ mod tests {
     #[test]
     fn rows_are_standardized() {
         let x = array![[1.0_f32, 20.0], [3.0, 40.0]];
-        let standardization = Standardization { mean: array![2.0, 10.0], std: Array1::from(vec![0.5, 10.0]) };
+        let standardization = Standardization { mean: vec![2.0, 10.0], std: vec![0.5, 10.0] };
         let mut buffer = Vec::new();
         let rows = Features::new(x.view(), Some(&standardization)).rows(&[1], &mut buffer);
         assert_eq!(rows, [[2.0, 3.0]]);

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +97,7 @@ impl Head {
         }
         let (shape, kernel) = values(&tensors, "kernel", 2)?;
         let kernel = Array2::from_shape_vec((shape[0], shape[1]), kernel).map_err(|error| error.to_string())?;
-        let weights = Weights { kernel, bias: vector(&tensors, "bias")? };
+        let weights = Weights { kernel, bias: vector(&tensors, "bias")?.into() };
         let standardization = if standardized {
             Some(Standardization { mean: vector(&tensors, "mean")?, std: vector(&tensors, "std")? })
         } else {
@@ -112,8 +112,8 @@ fn little_endian<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<u8> {
     values.flat_map(|value| value.to_le_bytes()).collect()
 }
 
-fn vector(tensors: &SafeTensors<'_>, name: &str) -> Result<Array1<f32>, String> {
-    Ok(values(tensors, name, 1)?.1.into())
+fn vector(tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>, String> {
+    Ok(values(tensors, name, 1)?.1)
 }
 
 /// Shape and values of a tensor with `rank` dimensions.
@@ -135,7 +135,7 @@ mod tests {
 
     fn head(standardized: bool) -> Head {
         let weights = Weights { kernel: array![[1.0, -2.0], [0.5, 1e-30], [3.0, 4.0]], bias: array![0.25, -0.75] };
-        let standardization = Standardization { mean: array![1.0, 2.0, 3.0], std: array![0.5, 1.0, 2.0] };
+        let standardization = Standardization { mean: vec![1.0, 2.0, 3.0], std: vec![0.5, 1.0, 2.0] };
         let classes = vec!["chat \"noir\"".to_owned(), "犬".to_owned()];
         Head::new(weights, standardized.then_some(standardization), classes).unwrap().with_store_key("a key")
     }

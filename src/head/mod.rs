@@ -41,6 +41,7 @@ mod model;
 mod params;
 mod simd;
 mod standardize;
+mod tally;
 
 pub use error::HeadError;
 pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from};

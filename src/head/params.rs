@@ -64,11 +64,11 @@ pub struct HeadParams {
     pub seed: u64,
     /// Whether each epoch takes the rows in a new order (`adam`).
     pub shuffle: bool,
-    /// Strength of L2 (`linfa`): `l2 / 2 * sum(kernel²)` is added to the mean cross-entropy. Left open, 1e-3.
+    /// Strength of L2 (`linfa`): `l2 / 2 * sum(kernel²)` is added to the mean cross-entropy; 0 to 1e6. Left open, 1e-3.
     pub l2: Option<f64>,
     /// Iterations after which `linfa` stops; at least 1.
     pub max_iterations: u64,
-    /// Whether features are standardized over the training rows. Left open: `adam` no, `linfa` yes.
+    /// Whether features are standardized over the training rows. Left open: `adam` no; `linfa` always does.
     pub standardize: Option<bool>,
 }
 
@@ -137,8 +137,12 @@ impl HeadParams {
         if self.max_iterations == 0 {
             return wrong("max_iterations", &self.max_iterations, "at least 1");
         }
+        if self.solver == Solver::Linfa && self.standardize == Some(false) {
+            // On unscaled features its line search can go on for ever, which nothing outside can stop.
+            return wrong("standardize", &false, "true with head.solver = \"linfa\"; take the line out");
+        }
         match self.l2 {
-            Some(l2) if !(l2.is_finite() && l2 >= 0.0) => wrong("l2", &l2, "a finite number from 0, such as 1e-3"),
+            Some(l2) if !(0.0..=1e6).contains(&l2) => wrong("l2", &l2, "a number from 0 to 1e6, such as 1e-3"),
             Some(l2) if l2 > 0.0 && self.solver == Solver::Adam => {
                 wrong("l2", &l2, "0 with head.solver = \"adam\", which has no L2; set head.solver = \"linfa\"")
             }
@@ -179,6 +183,8 @@ mod tests {
             ("validation_split", HeadParams { validation_split: f64::NAN, ..base.clone() }),
             ("l2", HeadParams { l2: Some(-1.0), solver: Solver::Linfa, ..base.clone() }),
             ("l2", HeadParams { l2: Some(0.1), ..base.clone() }),
+            ("l2", HeadParams { l2: Some(f64::INFINITY), solver: Solver::Linfa, ..base.clone() }),
+            ("standardize", HeadParams { standardize: Some(false), solver: Solver::Linfa, ..base.clone() }),
             ("max_iterations", HeadParams { max_iterations: 0, ..base.clone() }),
         ];
         for (name, params) in cases {

@@ -1,6 +1,6 @@
 //! Standardization: each feature shifted to mean 0 and scaled to standard deviation 1 over the training rows.
 
-use ndarray::{Array1, ArrayView1, ArrayView2};
+use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
 /// Rows whose moments one task takes.
@@ -10,9 +10,9 @@ const BLOCK_ROWS: usize = 1024;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standardization {
     /// Mean over the training rows.
-    pub mean: Array1<f32>,
+    pub mean: Vec<f32>,
     /// Standard deviation over the training rows (divisor N); 1 where a feature is constant.
-    pub std: Array1<f32>,
+    pub std: Vec<f32>,
 }
 
 impl Standardization {
@@ -92,10 +92,10 @@ mod tests {
         });
         let rows: Vec<usize> = (0..3000).collect();
         let found = Standardization::estimate(x.view(), &rows);
-        assert_eq!(found.mean.to_vec(), [1499.5, 7.25, 1_000_000.5]);
+        assert_eq!(found.mean, [1499.5, 7.25, 1_000_000.5]);
         // The deviation of 0..n is sqrt((n * n - 1) / 12).
         assert!((f64::from(found.std[0]) - (8_999_999.0_f64 / 12.0).sqrt()).abs() < 1e-4, "{}", found.std[0]);
-        assert_eq!(found.std.to_vec()[1..], [1.0, 0.5]);
+        assert_eq!(found.std[1..], [1.0, 0.5]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub fn cut(model: &Model, cut: &Cut) -> Result<Model, OnnxError> {
     let works = |open: Open, probe: [i64; 3]| {
         place.features.is_some_and(|features| open::works(&part.assemble(open), model.opset(), &as_fed(&input), probe, features))
     };
-    let other_batch = batch.unwrap_or(1) + 1;
+    let other_batch = batch.unwrap_or(1).saturating_add(1);
     let open_batch = batch.is_none() || works(Open { batch: true, size: false }, [other_batch, height, width]);
     let probe_batch = if open_batch { other_batch } else { batch.unwrap_or(1) };
     let open_size = size.is_none() || works(Open { batch: open_batch, size: true }, [probe_batch, 2 * side, 2 * side]);
@@ -146,7 +146,8 @@ impl Part<'_> {
         // Before version 4 weights are inputs too.
         let weights_are_inputs = self.model.proto().ir_version() < 4;
         let kept = self.graph.proto.input.iter().filter(|info| {
-            info.name() == self.input.name || (weights_are_inputs && used.contains(info.name()) && self.graph.is_initializer(info.name()))
+            info.name() == self.input.name
+                || (weights_are_inputs && used.contains(info.name()) && self.graph.is_initializer(info.name()))
         });
         let inputs = kept.map(|info| if info.name() == self.input.name { self.image(info, open) } else { info.clone() });
         inputs.collect()

@@ -90,7 +90,9 @@ pub enum OnnxError {
         candidates: Vec<String>,
     },
     /// The model's image size is fixed and not a square.
-    #[error("{origin}: takes images of {height} x {width} pixels only, and tlpipe makes square ones; export it for a square input or with open height and width")]
+    #[error(
+        "{origin}: takes images of {height} x {width} pixels only, and tlpipe makes square ones; export it for a square input or with open height and width"
+    )]
     NotSquare {
         /// The model.
         origin: String,

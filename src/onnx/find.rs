@@ -68,7 +68,9 @@ impl fmt::Display for CutReason {
         match self {
             Self::BeforeTop { produced_by, top } => write!(f, "output of {produced_by}, followed by {}", top.join(", ")),
             Self::Named { produced_by } => write!(f, "as named: output of {produced_by}"),
-            Self::NoTop { produced_by } => write!(f, "the model's own output, made by {produced_by}: no classifier top to remove"),
+            Self::NoTop { produced_by } => {
+                write!(f, "the model's own output, made by {produced_by}: no classifier top to remove")
+            }
         }
     }
 }
@@ -125,7 +127,7 @@ enum Step<'m> {
     Glue(&'m str),
     /// It mixes the features into others.
     Dense(&'m str),
-    /// A 1x1 convolution: dense where it works on a pooled map, a layer of the backbone elsewhere.
+    /// A 1x1 convolution or its like: dense where it works on a pooled map, a layer of the backbone elsewhere.
     Pointwise(&'m str),
     /// It gathers all positions of the image.
     Pool,
@@ -137,8 +139,10 @@ struct Walk<'m> {
     output: &'m str,
     /// Nodes passed, the last of the graph first.
     passed: Vec<&'m NodeProto>,
-    /// Place in `passed` and input of each dense layer, the last of the graph first.
-    dense: Vec<(usize, &'m str)>,
+    /// What each of them takes.
+    fed: Vec<&'m str>,
+    /// Places in `passed` of the dense layers, the last of the graph first.
+    dense: Vec<usize>,
     pointwise: bool,
     scores: bool,
     end: &'m str,
@@ -151,9 +155,7 @@ impl<'m> Finder<'m> {
         let probe = |side| Shapes::infer(graph, model.opset(), &input.name, &input.layout.shape(batch, side, side));
         // A fixed size need not be a square.
         let native = match input.fixed_size() {
-            Some((height, width)) => {
-                Shapes::infer(graph, model.opset(), &input.name, &input.layout.shape(batch, height, width))
-            }
+            Some((height, width)) => Shapes::infer(graph, model.opset(), &input.name, &input.layout.shape(batch, height, width)),
             None => probe(side),
         };
         let fixed_size = input.fixed_size().is_some();
@@ -192,15 +194,24 @@ impl<'m> Finder<'m> {
     }
 
     fn walk(&self, output: &'m str) -> Walk<'m> {
-        let mut walk =
-            Walk { output, passed: vec![], dense: vec![], pointwise: false, scores: false, end: output, pool: false };
+        let mut walk = Walk {
+            output,
+            passed: vec![],
+            fed: vec![],
+            dense: vec![],
+            pointwise: false,
+            scores: false,
+            end: output,
+            pool: false,
+        };
         while walk.passed.len() <= self.graph.proto.node.len() {
             let Some(node) = self.graph.producer(walk.end) else { break };
-            walk.scores |= matches!(node.op_type(), "Softmax" | "LogSoftmax" | "Hardmax") || (walk.passed.is_empty() && node.op_type() == "Sigmoid");
+            walk.scores |= matches!(node.op_type(), "Softmax" | "LogSoftmax" | "Hardmax")
+                || (walk.passed.is_empty() && node.op_type() == "Sigmoid");
             let next = match self.step(node) {
                 Step::Glue(next) => next,
                 Step::Dense(next) => {
-                    walk.dense.push((walk.passed.len(), next));
+                    walk.dense.push(walk.passed.len());
                     next
                 }
                 Step::Pointwise(next) => {
@@ -214,6 +225,7 @@ impl<'m> Finder<'m> {
                 Step::Stop => break,
             };
             walk.passed.push(node);
+            walk.fed.push(next);
             walk.end = next;
         }
         walk
@@ -223,18 +235,23 @@ impl<'m> Finder<'m> {
         let input = |index: usize| node.input.get(index).map(String::as_str).filter(|name| self.dependents.contains(name));
         let sources: Vec<&str> = node.input.iter().map(String::as_str).filter(|name| self.dependents.contains(name)).collect();
         // A Reshape's target may be computed from the image's own shape.
-        let data = if node.op_type() == "Reshape" { input(0) } else { Some(sources.as_slice()).filter(|s| s.len() == 1).map(|s| s[0]) };
+        let data =
+            if node.op_type() == "Reshape" { input(0) } else { Some(sources.as_slice()).filter(|s| s.len() == 1).map(|s| s[0]) };
         let Some(data) = data else { return Step::Stop };
         let is_first = node.input.first().is_some_and(|first| first == data);
         match node.op_type() {
             _ if !(node.domain().is_empty() || node.domain() == "ai.onnx") => Step::Stop,
+            // On a map or on tokens it mixes the values of each position apart.
+            "MatMul" if is_first && self.native.shape(data).is_some_and(|shape| shape.len() > 2) => Step::Pointwise(data),
             "Gemm" | "MatMul" if is_first => Step::Dense(data),
             "Conv" if is_first && self.is_pointwise(node) => Step::Pointwise(data),
             "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => Step::Pool,
             "AveragePool" if self.is_global(node) => Step::Pool,
             "ReduceMean" | "ReduceMax" | "ReduceSum" if self.reduces_positions(node) => Step::Pool,
             "Softmax" | "LogSoftmax" | "Hardmax" | "Identity" | "Dropout" | "Cast" | "Reshape" | "Flatten" | "Squeeze"
-            | "Unsqueeze" | "Transpose" | "Add" | "Sub" | "Mul" | "Div" | "QuantizeLinear" | "DequantizeLinear" => Step::Glue(data),
+            | "Unsqueeze" | "Transpose" | "Add" | "Sub" | "Mul" | "Div" | "QuantizeLinear" | "DequantizeLinear" => {
+                Step::Glue(data)
+            }
             op if rules::is_activation(op) => Step::Glue(data),
             _ => Step::Stop,
         }
@@ -266,14 +283,11 @@ impl<'m> Finder<'m> {
             return self.before_scoring_convolution(walk);
         }
         // Without a pool the first dense layer must not be fed the image itself.
-        let (place, fed) = walk.dense.iter().rev().copied().find(|(_, fed)| self.is_learned(fed))?;
-        let first = walk.dense.last().is_some_and(|last| last.0 == place);
-        let is_map = |tensor: &str| self.native.shape(tensor).is_some_and(|shape| shape.len() == 4);
+        let place = walk.dense.iter().rev().copied().find(|&place| self.is_learned(walk.fed[place]))?;
+        let is_map = |place: &usize| self.native.shape(walk.fed[*place]).is_some_and(|shape| shape.len() == 4);
         // Dense layers on a flattened map (VGG) fix its size; the map itself, pooled, takes any.
-        if first && is_map(walk.end) && !is_map(fed) {
-            return Some(self.top_after(walk.end, &walk.passed));
-        }
-        Some(self.top_after(fed, &walk.passed[..=place]))
+        let map = (place..walk.fed.len()).find(is_map).filter(|_| walk.dense.last() == Some(&place)).unwrap_or(place);
+        Some(self.top_after(walk.fed[map], &walk.passed[..=map]))
     }
 
     /// Whether something with weights stands between the image and a tensor.
@@ -284,7 +298,8 @@ impl<'m> Finder<'m> {
 
     /// SqueezeNet's top: a 1x1 convolution to the classes, and the pooling after it.
     fn before_scoring_convolution(&self, walk: &Walk<'m>) -> Option<(&'m str, CutReason)> {
-        let classes = self.native.shape(walk.output).and_then(|shape| shape.iter().skip(1).find_map(|&size| size.filter(|&s| s > 1)));
+        let classes =
+            self.native.shape(walk.output).and_then(|shape| shape.iter().skip(1).find_map(|&size| size.filter(|&s| s > 1)));
         if !walk.scores && !matches!(classes, Some(1000 | 1001)) {
             return None;
         }
@@ -325,7 +340,9 @@ impl<'m> Finder<'m> {
                 format!("the output {:?} comes from {}, an operator that this search cannot look into", walk.output, label(node))
             }
             _ if !walk.dense.is_empty() => format!("the output {:?} is a dense layer on the pixels themselves", walk.output),
-            Some(node) => format!("the output {:?} is made of scores, and before them {} is no dense layer", walk.output, label(node)),
+            Some(node) => {
+                format!("the output {:?} is made of scores, and before them {} is no dense layer", walk.output, label(node))
+            }
             None => format!("the output {:?} is not computed from layers", walk.output),
         }
     }
@@ -360,7 +377,10 @@ impl<'m> Finder<'m> {
         let larger = self.larger.shape(tensor).filter(|larger| larger.len() == shape.len());
         match shape.len() {
             // A width that grows with the image is known only where the image cannot grow.
-            2 => Ok((Pooling::None, width(shape[1].filter(|_| self.fixed_size || larger.is_none_or(|larger| larger[1] == shape[1]))))),
+            2 => Ok((
+                Pooling::None,
+                width(shape[1].filter(|_| self.fixed_size || larger.is_none_or(|larger| larger[1] == shape[1]))),
+            )),
             3 | 4 => {
                 let channel = channel_axis(shape, larger);
                 let fixed_pool = self.graph.producer(tensor).filter(|node| node.op_type() == "AveragePool");
@@ -381,7 +401,8 @@ impl<'m> Finder<'m> {
 
     /// A tensor behind an operator without a rule: the dense layer that takes it tells its shape.
     fn unshaped(&self, tensor: &str) -> Result<(Pooling, Option<usize>), String> {
-        let gemm = self.graph.consumers(tensor).find(|node| node.op_type() == "Gemm" && node.input.first().is_some_and(|a| a == tensor));
+        let gemm =
+            self.graph.consumers(tensor).find(|node| node.op_type() == "Gemm" && node.input.first().is_some_and(|a| a == tensor));
         let Some(gemm) = gemm else {
             let maker = self.graph.producer(tensor).map(label).unwrap_or_default();
             return Err(format!("its shape cannot be told (it is made by {maker})"));
@@ -404,7 +425,9 @@ impl<'m> Finder<'m> {
     fn candidates(&self) -> Vec<String> {
         let tensors: Vec<&str> = self.graph.computed().filter(|tensor| self.dependents.contains(tensor)).collect();
         let usable = tensors.into_iter().rev().filter(|tensor| {
-            self.is_image_alone(tensor) && self.native.shape(tensor).is_some_and(|shape| (2..=4).contains(&shape.len())) && self.pooling(tensor).is_ok()
+            self.is_image_alone(tensor)
+                && self.native.shape(tensor).is_some_and(|shape| (2..=4).contains(&shape.len()))
+                && self.pooling(tensor).is_ok()
         });
         usable.take(8).map(str::to_owned).collect()
     }
@@ -427,8 +450,18 @@ fn hides_a_product(node: &NodeProto) -> bool {
     !(node.domain().is_empty() || node.domain() == "ai.onnx")
         || matches!(
             node.op_type(),
-            "Einsum" | "MatMulInteger" | "QLinearMatMul" | "ConvInteger" | "QLinearConv" | "Gemm" | "MatMul" | "If" | "Loop" | "Scan"
-                | "ArgMax" | "TopK"
+            "Einsum"
+                | "MatMulInteger"
+                | "QLinearMatMul"
+                | "ConvInteger"
+                | "QLinearConv"
+                | "Gemm"
+                | "MatMul"
+                | "If"
+                | "Loop"
+                | "Scan"
+                | "ArgMax"
+                | "TopK"
         )
 }
 

@@ -9,7 +9,7 @@ use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::{Dimension, dimension};
 use super::proto::type_proto::{self, Value};
 use super::proto::*;
-use super::tensor::{int64_tensor, int_attribute, ints_attribute, node};
+use super::tensor::{int_attribute, int64_tensor, ints_attribute, node};
 
 /// A network in the making; every layer takes the output of the one before.
 #[derive(Clone)]
@@ -43,11 +43,8 @@ impl Builder {
             9..13 => 5,
             _ => 8,
         };
-        let graph = GraphProto {
-            name: Some("network".into()),
-            input: vec![value_info("image", kind, shape)],
-            ..GraphProto::default()
-        };
+        let graph =
+            GraphProto { name: Some("network".into()), input: vec![value_info("image", kind, shape)], ..GraphProto::default() };
         let float = if kind == DataType::Float16 { DataType::Float16 } else { DataType::Float };
         Self { graph, opset, ir_version, last: "image".into(), channels: 3, kind: float, outputs: vec![], seed: 7 }
     }
@@ -70,12 +67,15 @@ impl Builder {
             DataType::Float16 => values.iter().flat_map(|&value| half_bits(value).to_le_bytes()).collect(),
             _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         };
-        self.initializer(name, TensorProto {
-            dims: dims.to_vec(),
-            data_type: Some(self.kind as i32),
-            raw_data: Some(Bytes::from(raw)),
-            ..TensorProto::default()
-        });
+        self.initializer(
+            name,
+            TensorProto {
+                dims: dims.to_vec(),
+                data_type: Some(self.kind as i32),
+                raw_data: Some(Bytes::from(raw)),
+                ..TensorProto::default()
+            },
+        );
     }
 
     pub(super) fn integers(&mut self, name: &str, values: &[i64]) {

@@ -43,7 +43,11 @@ impl<'m> Graph<'m> {
 
     pub(super) fn is_initializer(&self, tensor: &str) -> bool {
         self.initializers.contains_key(tensor)
-            || self.proto.sparse_initializer.iter().any(|sparse| sparse.values.as_ref().is_some_and(|values| values.name() == tensor))
+            || self
+                .proto
+                .sparse_initializer
+                .iter()
+                .any(|sparse| sparse.values.as_ref().is_some_and(|values| values.name() == tensor))
     }
 
     /// The value of a tensor that is written in the model, through nodes that leave it as it is.

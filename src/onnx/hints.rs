@@ -69,16 +69,25 @@ const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 fn preprocessing(model: &Model, input: &Input, scaling: &Scaling, metadata: &BTreeMap<String, String>) -> Preprocessing {
-    let rgb = |divisor, mean, std, assumed, reason: String| {
-        Preprocessing { divisor, mean, std, order: ChannelOrder::Rgb, assumed, reason }
+    let rgb = |divisor, mean, std, assumed, reason: String| Preprocessing {
+        divisor,
+        mean,
+        std,
+        order: ChannelOrder::Rgb,
+        assumed,
+        reason,
     };
     if input.dtype == InputType::Uint8 {
         return rgb(1.0, ZERO, ONE, false, "the input takes bytes: raw pixels, 0 to 255".to_owned());
     }
     let operators = scaling.operators.join(", ");
     match scaling.range() {
-        Some(Range::Bytes) => return rgb(1.0, ZERO, ONE, false, format!("the graph scales pixels from 0 to 255 itself: {operators}")),
-        Some(Range::Unit) => return rgb(255.0, ZERO, ONE, false, format!("the graph scales pixels from 0 to 1 itself: {operators}")),
+        Some(Range::Bytes) => {
+            return rgb(1.0, ZERO, ONE, false, format!("the graph scales pixels from 0 to 255 itself: {operators}"));
+        }
+        Some(Range::Unit) => {
+            return rgb(255.0, ZERO, ONE, false, format!("the graph scales pixels from 0 to 1 itself: {operators}"));
+        }
         None => {}
     }
     if metadata.get("author").is_some_and(|author| author == "Ultralytics") {

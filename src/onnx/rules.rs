@@ -12,16 +12,20 @@ pub(super) fn outputs(node: &NodeProto, known: &Shapes) -> Result<Vec<Option<Sha
     let first = known.input(node, 0);
     let one = |shape: Option<Shape>| Ok(vec![shape]);
     match node.op_type() {
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Min" | "Max" | "Sum" | "Mean" | "Mod" | "Where" | "Equal" | "Greater" | "Less"
-        | "GreaterOrEqual" | "LessOrEqual" | "And" | "Or" | "PRelu" => {
-            if known.opset() < 7 { one(first.cloned()) } else { one(broadcast_all(node, known)?) }
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Min" | "Max" | "Sum" | "Mean" | "Mod" | "Where" | "Equal" | "Greater"
+        | "Less" | "GreaterOrEqual" | "LessOrEqual" | "And" | "Or" | "PRelu" => {
+            if known.opset() < 7 {
+                one(first.cloned())
+            } else {
+                one(broadcast_all(node, known)?)
+            }
         }
         "Constant" => one(constant_value(node).map(|tensor| tensor.dims.into_iter().map(Some).collect())),
         "Conv" => one(convolution(node, known)?),
         "MaxPool" | "AveragePool" | "LpPool" => one(first.map(|input| pool(node, input))),
-        "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => one(first.map(|input| {
-            input.iter().enumerate().map(|(axis, &size)| if axis < 2 { size } else { Some(1) }).collect()
-        })),
+        "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => {
+            one(first.map(|input| input.iter().enumerate().map(|(axis, &size)| if axis < 2 { size } else { Some(1) }).collect()))
+        }
         "Gemm" => one(gemm(node, known)?),
         "MatMul" => one(matmul(node, known)?),
         "Flatten" => one(first.map(|input| flatten(node, input))),
@@ -56,10 +60,38 @@ fn keeps_shape(op: &str) -> bool {
     is_activation(op)
         || matches!(
             op,
-            "Identity" | "Dropout" | "Cast" | "CastLike" | "BatchNormalization" | "InstanceNormalization" | "LayerNormalization"
-                | "GroupNormalization" | "RMSNormalization" | "LpNormalization" | "MeanVarianceNormalization" | "LRN" | "Softmax"
-                | "LogSoftmax" | "Hardmax" | "QuantizeLinear" | "DequantizeLinear" | "Exp" | "Log" | "Sqrt" | "Reciprocal" | "Abs"
-                | "Neg" | "Floor" | "Ceil" | "Round" | "Sign" | "Erf" | "Not" | "CumSum" | "Sin" | "Cos"
+            "Identity"
+                | "Dropout"
+                | "Cast"
+                | "CastLike"
+                | "BatchNormalization"
+                | "InstanceNormalization"
+                | "LayerNormalization"
+                | "GroupNormalization"
+                | "RMSNormalization"
+                | "LpNormalization"
+                | "MeanVarianceNormalization"
+                | "LRN"
+                | "Softmax"
+                | "LogSoftmax"
+                | "Hardmax"
+                | "QuantizeLinear"
+                | "DequantizeLinear"
+                | "Exp"
+                | "Log"
+                | "Sqrt"
+                | "Reciprocal"
+                | "Abs"
+                | "Neg"
+                | "Floor"
+                | "Ceil"
+                | "Round"
+                | "Sign"
+                | "Erf"
+                | "Not"
+                | "CumSum"
+                | "Sin"
+                | "Cos"
         )
 }
 
@@ -67,8 +99,22 @@ fn keeps_shape(op: &str) -> bool {
 pub(super) fn is_activation(op: &str) -> bool {
     matches!(
         op,
-        "Relu" | "Clip" | "LeakyRelu" | "Elu" | "Selu" | "Celu" | "Gelu" | "Mish" | "Softplus" | "Softsign" | "Sigmoid"
-            | "HardSigmoid" | "HardSwish" | "Swish" | "Tanh" | "ThresholdedRelu"
+        "Relu"
+            | "Clip"
+            | "LeakyRelu"
+            | "Elu"
+            | "Selu"
+            | "Celu"
+            | "Gelu"
+            | "Mish"
+            | "Softplus"
+            | "Softsign"
+            | "Sigmoid"
+            | "HardSigmoid"
+            | "HardSwish"
+            | "Swish"
+            | "Tanh"
+            | "ThresholdedRelu"
     )
 }
 

@@ -8,7 +8,9 @@ use super::proto::{AttributeProto, NodeProto, TensorProto};
 pub(super) fn integers(tensor: &TensorProto) -> Option<Vec<i64>> {
     let raw = tensor.raw_data.as_ref().filter(|raw| !raw.is_empty());
     let values = match (DataType::try_from(tensor.data_type()).ok()?, raw) {
-        (DataType::Int64, Some(raw)) => raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect(),
+        (DataType::Int64, Some(raw)) => {
+            raw.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect()
+        }
         (DataType::Int32, Some(raw)) => {
             raw.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap_or_default()).into()).collect()
         }
@@ -81,7 +83,8 @@ pub(super) fn text<'n>(node: &'n NodeProto, name: &str) -> Option<&'n str> {
 /// The tensor that a Constant node gives, whichever of its attributes holds it.
 pub(super) fn constant_value(node: &NodeProto) -> Option<TensorProto> {
     let attribute = node.attribute.first()?;
-    let tensor = |dims: Vec<i64>, data_type: DataType| TensorProto { dims, data_type: Some(data_type as i32), ..TensorProto::default() };
+    let tensor =
+        |dims: Vec<i64>, data_type: DataType| TensorProto { dims, data_type: Some(data_type as i32), ..TensorProto::default() };
     match attribute.name() {
         "value" => attribute.t.clone(),
         "value_int" => Some(TensorProto { int64_data: vec![attribute.i()], ..tensor(vec![], DataType::Int64) }),
@@ -110,7 +113,12 @@ pub(super) fn int64_tensor(values: &[i64]) -> TensorProto {
 
 /// Makes an integer attribute.
 pub(super) fn int_attribute(name: &str, value: i64) -> AttributeProto {
-    AttributeProto { name: Some(name.into()), r#type: Some(AttributeType::Int as i32), i: Some(value), ..AttributeProto::default() }
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(value),
+        ..AttributeProto::default()
+    }
 }
 
 /// Makes an attribute that is a list of integers.

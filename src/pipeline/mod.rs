@@ -200,6 +200,9 @@ mod tests {
 
     #[test]
     fn odd_sources_still_have_a_name() {
-        assert_eq!(["cifar10", "a/*.parquet", "/", "..", "x/b c.tar"].map(short_name), ["cifar10", "images", "images", "images", "b_c"]);
+        assert_eq!(
+            ["cifar10", "a/*.parquet", "/", "..", "x/b c.tar"].map(short_name),
+            ["cifar10", "images", "images", "images", "b_c"]
+        );
     }
 }

@@ -72,7 +72,8 @@ fn timings(manifest: &Manifest, metrics: &Metrics) -> Vec<(String, f64)> {
 fn facts(pipeline: &Pipeline, manifest: &Manifest) -> StoreFacts {
     let parts = &manifest.key_parts;
     let extraction = manifest.extraction.as_ref();
-    let text = |take: fn(&crate::store::Extraction) -> &str| extraction.map(|figures| take(figures).to_owned()).unwrap_or_default();
+    let text =
+        |take: fn(&crate::store::Extraction) -> &str| extraction.map(|figures| take(figures).to_owned()).unwrap_or_default();
     StoreFacts {
         data: super::short_name(&manifest.source.name),
         source: format!("{} ({})", manifest.source.name, manifest.source.kind),

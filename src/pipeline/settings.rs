@@ -69,7 +69,14 @@ pub enum Layers {
 
 impl Default for BackboneSettings {
     fn default() -> Self {
-        Self { model: "mobilenet_v2".into(), input_size: None, resize: Resize::Squash, cut: None, pixels: None, layers: Layers::Pooled }
+        Self {
+            model: "mobilenet_v2".into(),
+            input_size: None,
+            resize: Resize::Squash,
+            cut: None,
+            pixels: None,
+            layers: Layers::Pooled,
+        }
     }
 }
 
@@ -148,10 +155,9 @@ impl Settings {
                 section.insert(name.into(), value.clone());
             }
         }
-        Value::Table(table).try_into().map_err(|error: toml::de::Error| PipelineError::Settings {
-            origin,
-            reason: error.to_string().trim().to_owned(),
-        })
+        Value::Table(table)
+            .try_into()
+            .map_err(|error: toml::de::Error| PipelineError::Settings { origin, reason: error.to_string().trim().to_owned() })
     }
 }
 

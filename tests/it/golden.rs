@@ -24,7 +24,8 @@ fn cifar10_features_agree_with_the_reference() {
     let reference = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().next().unwrap().unwrap();
     for side in ["32", "96", "224"] {
         let features = scratch.path(side).display().to_string();
-        let args = ["extract", "--data", "slice", "--model", "mobilenet_v2_1.0_224", "--input-size", side, "--features", &features];
+        let args =
+            ["extract", "--data", "slice", "--model", "mobilenet_v2_1.0_224", "--input-size", side, "--features", &features];
         scratch.command(&args).env("TLPIPE_ASSETS", &assets).assert().success();
         let found = Store::open(&scratch.path(side)).unwrap().load(&["test"]).unwrap();
         let expected = embeddings(&reference, &format!("embedding_{side}"));

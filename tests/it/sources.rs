@@ -74,7 +74,9 @@ fn a_table_of_paths_with_labels_and_splits() {
 fn cifar_binary_as_an_archive() {
     let scratch = Scratch::new();
     let batch = |first: u8| -> Vec<u8> {
-        (0..20_u8).flat_map(|row| std::iter::once(row % 10).chain((0..3072).map(move |at| (at % 251) as u8 ^ row ^ first))).collect()
+        (0..20_u8)
+            .flat_map(|row| std::iter::once(row % 10).chain((0..3072).map(move |at| (at % 251) as u8 ^ row ^ first)))
+            .collect()
     };
     let file = fs::File::create(scratch.path("cifar-10-binary.tar.gz")).unwrap();
     let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::fast()));

@@ -1,0 +1,336 @@
+use std::path::Path;
+
+use linfa::ParamGuard as _;
+use linfa::traits::Predict as _;
+use ndarray::array;
+
+use super::*;
+use crate::head::HeadParams;
+
+/// A case small enough to be computed elsewhere: 23 rows of 5 features, 3 classes; the last 5 rows are held out.
+struct Small {
+    x: Array2<f32>,
+    labels: Vec<Option<i32>>,
+    classes: Vec<String>,
+    train: Vec<usize>,
+    holdout: Vec<usize>,
+}
+
+impl Small {
+    fn new() -> Self {
+        Self {
+            x: Array2::from_shape_fn((23, 5), |(row, feature)| ((row * 7 + feature * 3) % 11) as f32 / 10.0),
+            labels: (0..23).map(|row| Some((row * row + row / 4) % 3)).collect(),
+            classes: ["a", "b", "c"].map(String::from).to_vec(),
+            train: (0..18).collect(),
+            holdout: (18..23).collect(),
+        }
+    }
+
+    fn examples(&self) -> Examples<'_> {
+        let Self { x, labels, classes, train, holdout } = self;
+        Examples { x: x.view(), labels, train, holdout, classes }
+    }
+
+    fn fit(&self, params: HeadParams) -> Result<Fitted, HeadError> {
+        fit(&params.check()?, &self.examples(), &mut |_| ControlFlow::Continue(()))
+    }
+}
+
+fn assert_near<'a>(found: impl IntoIterator<Item = &'a f32>, expected: impl IntoIterator<Item = f64>, within: f64) {
+    let (found, expected): (Vec<_>, Vec<_>) = (found.into_iter().collect(), expected.into_iter().collect());
+    assert_eq!(found.len(), expected.len());
+    for (&found, expected) in found.into_iter().zip(expected) {
+        assert!((f64::from(found) - expected).abs() < within, "{found} for {expected}");
+    }
+}
+
+fn weights() -> Weights {
+    let kernel = Array2::from_shape_fn((5, 3), |(feature, class)| (((feature * 3 + class * 5) % 7) as f32 - 3.0) / 10.0);
+    Weights { kernel, bias: array![0.1, 0.0, -0.1] }
+}
+
+#[test]
+fn adam_takes_the_steps_of_keras() {
+    // Keras' formulas in numpy, f64: batches of 4 (the last has 2 rows), learning rate 0.05, 3 epochs.
+    let params = HeadParams { epochs: 3, batch_size: 4, learning_rate: 0.05, shuffle: false, ..HeadParams::default() };
+    let mut told = 0;
+    let fitted = fit_from(&params.check().unwrap(), &Small::new().examples(), &weights(), &mut |record| {
+        told += 1;
+        assert_eq!(record.epoch, told);
+        ControlFlow::Continue(())
+    });
+    let Fitted { head, history } = fitted.unwrap();
+    let expected = [
+        (1.153_737_744, 5.0 / 18.0, 1.107_188_000, 0.2),
+        (1.074_203_716, 7.0 / 18.0, 1.080_009_577, 0.4),
+        (1.053_921_547, 0.5, 1.072_743_138, 0.2),
+    ];
+    assert_eq!((history.len(), told), (3, 3));
+    for (record, (loss, accuracy, val_loss, val_accuracy)) in history.iter().zip(expected) {
+        assert!((record.loss - loss).abs() < 1e-6 && (record.accuracy - accuracy).abs() < 1e-12, "{record:?}");
+        assert!((record.val_loss.unwrap() - val_loss).abs() < 1e-6, "{record:?}");
+        assert!((record.val_accuracy.unwrap() - val_accuracy).abs() < 1e-12, "{record:?}");
+    }
+    let kernel = [
+        [-0.444_187_4, 0.253_73, 0.082_055_2],
+        [-0.064_750_8, -0.235_059_3, 0.302_878_8],
+        [0.327_077, 0.119_181_8, -0.124_904_8],
+        [0.205_148_9, -0.551_646_4, 0.013_605_5],
+        [-0.125_994_8, -0.021_152_5, 0.017_866_9],
+    ];
+    assert_near(head.kernel(), kernel.into_iter().flatten(), 1e-5);
+    assert_near(head.bias(), [0.103_956, -0.105_524, -0.029_140_9], 1e-5);
+    let last = head.probabilities(Small::new().x.slice(ndarray::s![22.., ..])).unwrap();
+    assert_near(&last, [0.503_976_6, 0.175_315_8, 0.320_707_6], 1e-5);
+}
+
+#[test]
+fn adam_lands_where_keras_landed() {
+    let Some(assets) = std::env::var_os("TLPIPE_ASSETS") else {
+        println!("skipped: TLPIPE_ASSETS is not set, so the reference values of Keras are not at hand");
+        return;
+    };
+    let path = Path::new(&assets).join("../golden/keras_head.json");
+    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let count = |key: &str| usize::try_from(golden[key].as_u64().unwrap()).unwrap();
+    let numbers = |value: &serde_json::Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
+    };
+    let matrix = |key: &str, columns: usize| {
+        let values: Vec<f32> = numbers(&golden[key]).into_iter().map(|value| value as f32).collect();
+        Array2::from_shape_vec((values.len() / columns, columns), values).unwrap()
+    };
+    let (samples, features, classes) = (count("samples"), count("features"), count("classes"));
+    let x = matrix("x", features);
+    let labels: Vec<_> = numbers(&golden["y"]).into_iter().map(|label| Some(label as i32)).collect();
+    let names: Vec<String> = (0..classes).map(|class| class.to_string()).collect();
+    let ids: Vec<String> = (0..samples).map(|row| row.to_string()).collect();
+    let split = hold_out(HoldOut::Tail, 0.2, &ids, &labels, &names).unwrap();
+    assert_eq!(split.holdout.len(), count("validation_rows"));
+    let params = HeadParams { epochs: count("epochs"), batch_size: count("batch_size"), shuffle: false, ..HeadParams::default() };
+    let initial = Weights { kernel: matrix("kernel_init", classes), bias: matrix("bias_init", classes).row(0).to_owned() };
+    let examples = Examples { x: x.view(), labels: &labels, train: &split.train, holdout: &split.holdout, classes: &names };
+    let Fitted { head, history } =
+        fit_from(&params.check().unwrap(), &examples, &initial, &mut |_| ControlFlow::Continue(())).unwrap();
+
+    let curve = |of: fn(&EpochRecord) -> f64| history.iter().map(|record| of(record) as f32).collect::<Vec<_>>();
+    let expected = |key: &str| numbers(&golden["history"][key]);
+    assert_near(&curve(|record| record.loss), expected("loss"), 1e-4);
+    assert_near(&curve(|record| record.accuracy), expected("accuracy"), 1e-4);
+    assert_near(&curve(|record| record.val_loss.unwrap()), expected("val_loss"), 1e-4);
+    assert_near(&curve(|record| record.val_accuracy.unwrap()), expected("val_accuracy"), 1e-4);
+    assert_near(head.kernel(), numbers(&golden["kernel_final"]), 1e-4);
+    assert_near(head.bias(), numbers(&golden["bias_final"]), 1e-4);
+    let probabilities = head.probabilities(x.slice(ndarray::s![samples - 64.., ..])).unwrap();
+    assert_near(&probabilities, numbers(&golden["probabilities_last_64_rows"]), 1e-4);
+}
+
+#[test]
+fn linfa_finds_the_optimum_that_newton_finds() {
+    // Newton's method in numpy on standardized rows: mean cross-entropy + 0.1 / 2 * |kernel|², gradient below 1e-16.
+    let fitted = Small::new().fit(HeadParams { solver: Solver::Linfa, l2: Some(0.1), ..HeadParams::default() }).unwrap();
+    let kernel = [
+        [-0.224_048_7, 0.422_578_1, -0.198_529_4],
+        [0.435_490_8, 0.049_753_4, -0.485_244_2],
+        [0.122_036_2, 0.366_192_6, -0.488_228_8],
+        [0.689_107_1, -0.046_331_4, -0.642_775_7],
+        [-0.298_906_2, 0.050_256_8, 0.248_649_4],
+    ];
+    let head = &fitted.head;
+    assert_near(head.kernel(), kernel.into_iter().flatten(), 1e-4);
+    assert_near(head.bias(), [0.166_614_1, -0.121_597, -0.045_017], 1e-4);
+    let standardization = head.standardization().unwrap();
+    assert_near(&standardization.mean, [0.511_111_11, 0.505_555_56, 0.5, 0.494_444_44, 0.488_888_89], 1e-6);
+    assert_near(&standardization.std, [0.328_107_18, 0.317_056_29, 0.3, 0.317_056_29, 0.328_107_18], 1e-6);
+    let [record] = &fitted.history[..] else { panic!("one record") };
+    assert!((record.loss - 0.724_190_043_6).abs() < 1e-5 && (record.val_loss.unwrap() - 1.842_371_5).abs() < 1e-4, "{record:?}");
+    let objective = record.loss + 0.05 * f64::from(head.kernel().mapv(|weight| weight * weight).sum());
+    assert!((objective - 0.830_540_235_5).abs() < 1e-6, "{objective}");
+}
+
+#[test]
+fn a_class_without_rows_is_survived_by_both_solvers() {
+    let mut small = Small::new();
+    small.train.retain(|&row| small.labels[row] != Some(1));
+    for solver in [Solver::Adam, Solver::Linfa] {
+        let fitted = small.fit(HeadParams { solver, ..HeadParams::default() }).unwrap();
+        assert_eq!(fitted.head.kernel().dim(), (5, 3));
+        let probabilities = fitted.head.probabilities(small.x.view()).unwrap();
+        if solver == Solver::Linfa {
+            assert!(probabilities.column(1).iter().all(|&probability| probability < 1e-12));
+        }
+    }
+}
+
+#[test]
+fn a_break_ends_the_training_and_keeps_it() {
+    let params = HeadParams::default().check().unwrap();
+    let small = Small::new();
+    let fitted = fit(&params, &small.examples(), &mut |record| {
+        if record.epoch == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(fitted.unwrap().history.len(), 2);
+}
+
+#[test]
+fn the_seed_decides_everything_and_threads_nothing() {
+    // 48 padded classes and 2048 features: large enough that a step is shared by threads.
+    let x = Array2::from_shape_fn((300, 2048), |(row, feature)| ((row * 37 + feature * 101) % 97) as f32 / 97.0);
+    let labels: Vec<_> = (0..300).map(|row| Some((row * 7) % 40)).collect();
+    let classes: Vec<String> = (0..40).map(|class| class.to_string()).collect();
+    let (train, holdout): (Vec<usize>, Vec<usize>) = (0..300).partition(|&row| row % 5 > 0);
+    let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, classes: &classes };
+    let with = |threads, seed, standardize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let params = HeadParams { epochs: 2, batch_size: 64, seed, standardize: Some(standardize), ..HeadParams::default() };
+        let params = params.check().unwrap();
+        let fitted = pool.install(|| fit(&params, &examples, &mut |_| ControlFlow::Continue(()))).unwrap();
+        let last = fitted.history.last().unwrap().clone();
+        (fitted.head, last.loss.to_bits(), last.val_loss.map(f64::to_bits))
+    };
+    for standardize in [false, true] {
+        let one = with(1, 7, standardize);
+        assert_eq!(one, with(2, 7, standardize));
+        assert_eq!(one, with(5, 7, standardize));
+        assert_ne!(one.0, with(1, 8, standardize).0);
+    }
+}
+
+#[test]
+fn standardization_makes_scale_and_offset_irrelevant() {
+    let small = Small::new();
+    let moved = Small { x: small.x.mapv(|value| value * 1e6 + 3e6), ..Small::new() };
+    let params = HeadParams { standardize: Some(true), ..HeadParams::default() };
+    let (one, two) = (small.fit(params.clone()).unwrap(), moved.fit(params).unwrap());
+    assert!((one.history[9].loss - two.history[9].loss).abs() < 1e-4);
+    let (one, two) = (one.head.logits(small.x.view()).unwrap(), two.head.logits(moved.x.view()).unwrap());
+    assert_near(&one, two.iter().map(|&logit| f64::from(logit)), 1e-3);
+}
+
+#[test]
+fn initial_weights_are_glorot_uniform() {
+    let weights = Weights::glorot_uniform(1280, 10, 3);
+    let limit = (6.0_f32 / 1290.0).sqrt();
+    let (low, high) = weights.kernel.iter().fold((0.0_f32, 0.0_f32), |(low, high), &w| (low.min(w), high.max(w)));
+    assert!(low >= -limit && high <= limit && high - low > 1.99 * limit, "{low} to {high}, limit {limit}");
+    // A uniform distribution over -a to a has the variance a² / 3.
+    let variance = weights.kernel.mapv(|weight| weight * weight).mean().unwrap();
+    assert!((variance / (limit * limit / 3.0) - 1.0).abs() < 0.03, "{variance}");
+    assert!(weights.bias.iter().all(|&bias| bias == 0.0));
+    assert_eq!(weights, Weights::glorot_uniform(1280, 10, 3));
+    assert_ne!(weights, Weights::glorot_uniform(1280, 10, 4));
+}
+
+#[test]
+fn unusable_examples_are_named() {
+    let message = |change: &dyn Fn(&mut Small)| {
+        let mut small = Small::new();
+        change(&mut small);
+        small.fit(HeadParams::default()).unwrap_err().to_string()
+    };
+    let nan = message(&|small| small.x[(20, 3)] = f32::NAN);
+    assert!(nan.starts_with("row 20: feature 3 is NaN"), "{nan}");
+    let first = message(&|small| (small.x[(9, 1)], small.x[(4, 2)]) = (f32::NAN, f32::NEG_INFINITY));
+    assert!(first.starts_with("row 4: feature 2 is -inf"), "{first}");
+    assert!(message(&|small| small.labels[3] = Some(3)).starts_with("row 3: label Some(3) is not one of the 3 classes (0 to 2)"));
+    assert!(message(&|small| small.labels[19] = Some(-1)).starts_with("row 19"));
+    assert!(message(&|small| small.labels[5] = None).starts_with("row 5: label None"));
+    assert!(message(&|small| small.labels.fill(Some(2))).starts_with("all 18 training rows are of class \"c\""));
+    assert!(message(&|small| small.train.clear()).starts_with("no row is left for training"));
+    assert!(message(&|small| small.holdout.push(23)).starts_with("row 23 is listed"));
+    assert!(message(&|small| small.labels.truncate(20)).starts_with("labels: found 20, expected 23"));
+    assert!(message(&|small| small.x = Array2::zeros((0, 5))).starts_with("labels: found 23, expected 0"));
+    assert!(message(&|small| small.x = Array2::zeros((23, 0))).starts_with("features of a row"));
+    assert!(message(&|small| small.classes.clear()).contains("not one of the 0 classes"));
+    let wrong = Weights { kernel: Array2::zeros((4, 3)), bias: Array1::zeros(3) };
+    let params = HeadParams::default().check().unwrap();
+    let error = fit_from(&params, &Small::new().examples(), &wrong, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(error.to_string().starts_with("rows of the initial kernel: found 4, expected 5"), "{error}");
+}
+
+#[test]
+fn a_row_that_is_not_used_may_hold_anything() {
+    let mut small = Small::new();
+    small.x.row_mut(22).fill(f32::NAN);
+    small.labels[22] = None;
+    small.holdout.retain(|&row| row != 22);
+    assert!(small.fit(HeadParams::default()).is_ok());
+}
+
+#[test]
+fn divergence_is_stopped_and_explained() {
+    for learning_rate in [1e4, 1e38] {
+        let error = Small::new().fit(HeadParams { learning_rate, ..HeadParams::default() }).unwrap_err().to_string();
+        assert!(error.contains("is too large") && error.contains("lower head.learning_rate"), "{error}");
+    }
+}
+
+#[test]
+fn linfa_ends_on_hard_data() {
+    type Change = fn(&mut Small);
+    let hard: [(&str, Change); 6] = [
+        ("scaled 1e30", |small| small.x.mapv_inplace(|value| value * 1e30)),
+        ("scaled 1e-12", |small| small.x.mapv_inplace(|value| value * 1e-12)),
+        ("constant feature", |small| small.x.column_mut(0).fill(5.0)),
+        ("duplicate feature", |small| small.x = Array2::from_shape_fn((23, 5), |(row, _)| ((row * 7) % 11) as f32)),
+        ("one row a class", |small| small.train = vec![0, 1, 4]),
+        ("separable", |small| {
+            let labels = small.labels.clone();
+            small.x = Array2::from_shape_fn((23, 5), |(row, feature)| {
+                f32::from(u8::from(labels[row] == i32::try_from(feature).ok())) + (row % 5) as f32 / 100.0
+            });
+        }),
+    ];
+    for (name, change) in hard {
+        for l2 in [0.0, 1e-3, 1e6] {
+            let mut small = Small::new();
+            change(&mut small);
+            let start = std::time::Instant::now();
+            match small.fit(HeadParams { solver: Solver::Linfa, l2: Some(l2), ..HeadParams::default() }) {
+                Ok(fitted) => assert!(fitted.history[0].loss <= 3.0_f64.ln() + 1e-9, "{name}, l2 {l2}"),
+                Err(error) => assert!(matches!(error, HeadError::Linfa { .. }), "{name}, l2 {l2}: {error}"),
+            }
+            assert!(start.elapsed().as_secs() < 10, "{name}, l2 {l2}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_of_zeros_is_not_believed() {
+    let mut small = Small::new();
+    small.x.fill(0.5);
+    let error = small.fit(HeadParams { solver: Solver::Linfa, ..HeadParams::default() }).unwrap_err();
+    assert!(matches!(error, HeadError::Linfa { .. }), "{error}");
+    assert!(error.to_string().contains("all zero"), "{error}");
+}
+
+#[test]
+fn a_head_refuses_features_it_cannot_answer() {
+    let head = Small::new().fit(HeadParams::default()).unwrap().head;
+    let error = head.logits(Array2::zeros((2, 4)).view()).unwrap_err();
+    assert!(matches!(error, HeadError::Size { found: 4, expected: 5, .. }), "{error}");
+    let mut x = Array2::zeros((600, 5));
+    x[(500, 2)] = f32::INFINITY;
+    x[(300, 0)] = f32::NAN;
+    assert!(head.probabilities(x.view()).unwrap_err().to_string().starts_with("row 300:"));
+    assert_eq!(head.logits(Array2::zeros((0, 5)).view()).unwrap().dim(), (0, 3));
+}
+
+#[test]
+fn linfa_traits_reach_both_solvers() {
+    let small = Small::new();
+    let targets: Array1<usize> = small.labels.iter().flatten().map(|&label| label as usize).collect();
+    let data = DatasetBase::new(small.x.view(), targets);
+    for solver in [Solver::Adam, Solver::Linfa] {
+        let params = HeadParams { solver, ..HeadParams::default() };
+        let head = params.fit(&data).unwrap();
+        assert_eq!(head.kernel(), small.fit(params).unwrap().head.kernel());
+        let predicted = head.predict(&small.x);
+        assert_eq!(predicted.len(), 23);
+    }
+    let refused = HeadParams { epochs: 0, ..HeadParams::default() }.fit(&data).unwrap_err();
+    assert!(matches!(refused, HeadError::Parameter { name: "epochs", .. }));
+    let sparse = DatasetBase::new(small.x.view(), Array1::from_elem(23, 4_000_000_000_usize));
+    assert!(matches!(HeadParams::default().fit(&sparse).unwrap_err(), HeadError::Label { row: 0, .. }));
+}

@@ -1,0 +1,54 @@
+//! Loss and accuracy of a layer while it is being fitted.
+
+use rayon::prelude::*;
+
+use super::dense::{BLOCK_ROWS, Dense};
+use super::fit::Problem;
+use crate::evaluate::{argmax, log_sum_exp};
+
+/// Loss and accuracy of a layer over some rows, in parallel, summed in the order of the rows.
+pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tally {
+    let blocks = rows.par_chunks(BLOCK_ROWS).map(|rows| {
+        let mut logits = vec![0.0; rows.len() * problem.classes];
+        layer.logits_into(&problem.features, rows, &mut logits);
+        let mut block = Tally::default();
+        for (logits, &row) in logits.chunks_exact(problem.classes).zip(rows) {
+            let label = problem.labels[row];
+            block.count(log_sum_exp(logits) - f64::from(logits[label]), argmax(logits) == label);
+        }
+        block
+    });
+    let mut all = Tally::default();
+    blocks.collect::<Vec<_>>().iter().for_each(|block| all.add(block));
+    all
+}
+
+/// Summed loss and right answers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    rows: usize,
+    pub(super) loss: f64,
+    right: usize,
+}
+
+impl Tally {
+    pub(super) fn count(&mut self, loss: f64, right: bool) {
+        self.rows += 1;
+        self.loss += loss;
+        self.right += usize::from(right);
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.loss += other.loss;
+        self.right += other.right;
+    }
+
+    pub(super) fn mean_loss(&self) -> f64 {
+        self.loss / self.rows as f64
+    }
+
+    pub(super) fn accuracy(&self) -> f64 {
+        self.right as f64 / self.rows as f64
+    }
+}
