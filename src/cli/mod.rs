@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::Search;
-use crate::pipeline::{Context, Interrupted};
+use crate::pipeline::{Context, PipelineError};
 use progress::Progress;
 
 /// Exit status of a command that was interrupted; what was done is kept.
@@ -105,7 +105,7 @@ pub fn main() -> ExitCode {
         Err(error) => error,
     };
     progress.clear();
-    if error.downcast_ref::<Interrupted>().is_some() {
+    if matches!(error.downcast_ref(), Some(PipelineError::Interrupted(_))) {
         say::error(&error.to_string());
         return ExitCode::from(INTERRUPTED);
     }

@@ -56,7 +56,7 @@ pub struct Plan<'a> {
 #[derive(Debug)]
 pub enum Ended {
     /// Every image was looked at.
-    Finished(Manifest),
+    Finished(Box<Manifest>),
     /// It was asked to stop; what was done is recorded.
     Interrupted {
         /// Images looked at.
@@ -138,7 +138,7 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     let extraction = tally.finish(plan, runtime, provider, started.elapsed().as_secs_f64());
     let looked_at = usable + extraction.quarantined;
     let manifest = writer.finish(extraction)?;
-    if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(manifest)) }
+    if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(Box::new(manifest))) }
 }
 
 /// One session of one thread a worker on a CPU; on a GPU one session, since its workers only prepare batches.

@@ -20,11 +20,15 @@ fn bad_images_are_quarantined_and_the_others_used() {
     put("bad_truncated.png", &good[..good.len() / 2]);
     put("bad_empty.png", b"");
     put("bad_text.jpg", b"not an image\n");
-    let mut huge = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x4e\x20\0\0\x4e\x20\x08\x02\0\0\0".to_vec();
-    let crc = flate2::Crc::new();
-    let mut crc = crc;
-    crc.update(&huge[12..]);
-    huge.extend(crc.sum().to_be_bytes());
+    let mut huge = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (name, content) in [(b"IHDR", &b"\0\0\x4e\x20\0\0\x4e\x20\x08\x02\0\0\0"[..]), (b"IDAT", b"\x78\x9c"), (b"IEND", b"")] {
+        let body = [&name[..], content].concat();
+        let mut crc = flate2::Crc::new();
+        crc.update(&body);
+        huge.extend((content.len() as u32).to_be_bytes());
+        huge.extend(body);
+        huge.extend(crc.sum().to_be_bytes());
+    }
     put("bad_huge.png", &huge);
     let ran = scratch.ok(&extract(&data));
     assert!(ran.stdout.contains("4 quarantined"), "{}", ran.stdout);

@@ -36,7 +36,9 @@ fn cifar10_features_agree_with_the_reference() {
             let cosine = pairs().map(|(a, b)| a * b).sum::<f64>()
                 / (norm(&mut pairs().map(|(a, _)| a)) * norm(&mut pairs().map(|(_, b)| b)));
             if side == "32" {
+                // Some rows are all zeros at this size: they have no direction to compare.
                 assert!(most <= 1e-5, "row {row} at 32 px differs by {most}");
+                continue;
             }
             assert!(cosine >= 0.9999, "row {row} at {side} px: cosine {cosine}");
         }

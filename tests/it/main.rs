@@ -1,5 +1,7 @@
 //! The program as a user meets it: the release binary, real files, real models where they are at hand.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod cli;
 mod golden;

@@ -9,6 +9,7 @@ use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::properties::WriterProperties;
 use tempfile::TempDir;
 
 /// A scratch folder, and commands that run in it.
@@ -117,12 +118,16 @@ pub fn golden(name: &str) -> Option<PathBuf> {
 /// The first rows of a Parquet file as another one, schema and its metadata kept.
 pub fn first_rows(from: &Path, rows: usize, to: &Path) {
     let file = fs::File::open(from).unwrap();
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().with_limit(rows).with_batch_size(rows).build().unwrap();
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let metadata = builder.metadata().file_metadata().key_value_metadata().cloned();
+    let metadata = metadata.map(|pairs| pairs.into_iter().filter(|pair| pair.key != "ARROW:schema").collect());
+    let properties = WriterProperties::builder().set_key_value_metadata(metadata).build();
+    let reader = builder.with_limit(rows).with_batch_size(rows).build().unwrap();
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     let mut writer = None;
     for batch in reader {
         let batch = batch.unwrap();
-        let open = || ArrowWriter::try_new(fs::File::create(to).unwrap(), batch.schema(), None).unwrap();
+        let open = || ArrowWriter::try_new(fs::File::create(to).unwrap(), batch.schema(), Some(properties.clone())).unwrap();
         writer.get_or_insert_with(open).write(&batch).unwrap();
     }
     writer.unwrap().close().unwrap();
