@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::extract::{StageOutcome, open_dataset};
 use super::{Context, Pipeline, PipelineError};
+use crate::assets::Search;
 use crate::events::Event;
 use crate::image;
 use crate::report::{self, BackboneFacts, ExtractionFacts, Facts, Inputs, SplitRows, StoreFacts};
@@ -102,6 +103,9 @@ fn facts(pipeline: &Pipeline, manifest: &Manifest) -> StoreFacts {
 
 /// The images behind some rows. The hold-out is part of the source's train split, unless the source has one of its own.
 fn images(pipeline: &Pipeline, context: &Context<'_>, split: &str, ids: &[String]) -> HashMap<String, Vec<u8>> {
+    // Pictures are worth a look on this machine, not a download.
+    let search = Search { offline: true, ..context.search.clone() };
+    let context = &Context { search, library: None, ..*context };
     let found = open_dataset(&pipeline.settings.data, context).and_then(|dataset| {
         let own = dataset.splits().iter().any(|known| known.name.as_ref() == split);
         let split = if own { split } else { "train" };
