@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::options::ColumnArgs;
 use super::say::{self, Output};
 use crate::assets::Finder;
 use crate::dataset::synth;
@@ -31,15 +32,8 @@ pub enum DataCommand {
 pub struct InspectArgs {
     /// A data set's name, or a path.
     source: String,
-    /// Column of the images or their paths.
-    #[arg(long, value_name = "NAME")]
-    image_column: Option<String>,
-    /// Column of the labels.
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
-    /// Column of the splits.
-    #[arg(long, value_name = "NAME")]
-    split_column: Option<String>,
+    #[command(flatten)]
+    columns: ColumnArgs,
 }
 
 /// Arguments of `tlpipe data synth`.
@@ -104,9 +98,9 @@ fn list(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
 fn inspect(args: &InspectArgs, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
     let settings = DataSettings {
         source: Some(args.source.clone()),
-        image_column: args.image_column.clone(),
-        label_column: args.label_column.clone(),
-        split_column: args.split_column.clone(),
+        image_column: args.columns.image_column.clone(),
+        label_column: args.columns.label_column.clone(),
+        split_column: args.columns.split_column.clone(),
     };
     let dataset = open_dataset(&settings, context)?;
     let splits: Vec<_> = dataset.splits().iter().map(|split| (split.name.to_string(), split.rows)).collect();

@@ -29,6 +29,20 @@ pub struct PipelineArgs {
     run: Option<String>,
 }
 
+/// Columns of a table or Parquet file, where the usual names do not find them.
+#[derive(Clone, Debug, Args)]
+pub struct ColumnArgs {
+    /// Column of the images or their paths [data.image_column].
+    #[arg(long, value_name = "NAME")]
+    pub image_column: Option<String>,
+    /// Column of the labels [data.label_column].
+    #[arg(long, value_name = "NAME")]
+    pub label_column: Option<String>,
+    /// Column of the splits [data.split_column].
+    #[arg(long, value_name = "NAME")]
+    pub split_column: Option<String>,
+}
+
 /// Flags for the images and the backbone.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Images and backbone")]
@@ -36,15 +50,8 @@ pub struct ImageArgs {
     /// Images: a data set's name, or a path to class folders, Parquet, a table of paths, CIFAR binary [data.source].
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
-    /// Column of the images or their paths [data.image_column].
-    #[arg(long, value_name = "NAME")]
-    image_column: Option<String>,
-    /// Column of the labels [data.label_column].
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
-    /// Column of the splits [data.split_column].
-    #[arg(long, value_name = "NAME")]
-    split_column: Option<String>,
+    #[command(flatten)]
+    columns: ColumnArgs,
     /// Backbone: a model's name, or a path to any ONNX image classifier [backbone.model].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
@@ -116,9 +123,9 @@ impl ImageArgs {
         let count = |value: Option<usize>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
         [
             text("data.source", self.data.as_ref()),
-            text("data.image_column", self.image_column.as_ref()),
-            text("data.label_column", self.label_column.as_ref()),
-            text("data.split_column", self.split_column.as_ref()),
+            text("data.image_column", self.columns.image_column.as_ref()),
+            text("data.label_column", self.columns.label_column.as_ref()),
+            text("data.split_column", self.columns.split_column.as_ref()),
             text("backbone.model", self.model.as_ref()),
             integer("backbone.input_size", self.input_size.map(i64::from)),
             text("backbone.resize", self.resize.as_ref()),

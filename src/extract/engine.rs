@@ -372,6 +372,11 @@ impl<'a> Tally<'a> {
             Outcome::Row { embedding: Embedding::Reused(_), .. } => self.reused += 1,
             Outcome::Quarantined(image) => {
                 self.quarantined += 1;
+                if self.quarantined == 1 {
+                    let Quarantined { split, id, error, .. } = image;
+                    let text = format!("{split}: {id} cannot be used: {error}; it and others like it go to quarantine.parquet");
+                    (self.observe)(Event::Warned(text));
+                }
                 tracing::warn!(target: "tlpipe::quarantine", "{}/{}: {}", image.split, image.id, image.error);
             }
         }
