@@ -8,6 +8,7 @@ use clap::Args;
 use super::options::{HeadArgs, PipelineArgs};
 use super::progress::Progress;
 use super::say::{self, Output};
+use crate::head::Solver;
 use crate::pipeline::{self, Context, Fit, Pipeline, StageOutcome};
 use crate::run::{EpochRecord, SplitScore};
 
@@ -32,7 +33,8 @@ pub fn main(args: &FitHeadArgs, context: &Context<'_>, progress: &Progress, outp
 
 /// Fits with a line an epoch; unless `always`, only when something has changed.
 pub fn fit(pipeline: &Pipeline, context: &Context<'_>, progress: &Progress, always: bool) -> anyhow::Result<Fit> {
-    let epochs = pipeline.settings.head.epochs;
+    // Only Adam counts epochs; another solver tells once, at its end.
+    let epochs = if pipeline.settings.head.solver == Solver::Adam { pipeline.settings.head.epochs } else { 1 };
     let mut show = |record: &EpochRecord| {
         progress.note(&epoch_line(record, epochs));
         if context.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

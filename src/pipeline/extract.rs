@@ -106,11 +106,9 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
     };
     match context.stoppable(|| run_engine(&plan, &runtime, context.observe, context.stop))? {
         Ended::Finished(manifest) => Ok(Extracted { outcome: StageOutcome::Ran, manifest: *manifest }),
-        Ended::Interrupted { done, total } => Err(Interrupted(format!(
-            "stopped after {done} of {total} images; they are kept, go on with: tlpipe extract{}",
-            pipeline.argument()
-        ))
-        .into()),
+        Ended::Interrupted { done, total } => {
+            Err(Interrupted(format!("stopped after {done} of {total} images; they are kept, go on with the same command")).into())
+        }
     }
 }
 
