@@ -57,6 +57,10 @@ pub fn main(command: &ModelsCommand, context: &Context<'_>, output: Output) -> a
         ModelsCommand::Inspect(args) => inspect(&finder.model(&args.model, context.observe)?, args, output),
         ModelsCommand::Cut { model, out } => {
             let located = finder.model(&model.model, context.observe)?;
+            let same = |path: &std::path::Path| std::fs::canonicalize(path).ok();
+            if same(out).is_some() && same(out) == same(&located.path) {
+                anyhow::bail!("{}: this is the model itself; name another file with -o", out.display());
+            }
             let backbone = Backbone::load(&located, model.cut.as_deref(), None)?;
             std::fs::write(out, backbone.model()).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
             let result =

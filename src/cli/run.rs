@@ -66,9 +66,9 @@ pub fn main(args: &RunArgs, context: &Context<'_>, progress: &Progress, output: 
             return format!("Everything is up to date ({}).", say::seconds(seconds));
         }
         format!(
-            "{} in all. Another head on these features takes a second: tlpipe fit-head{} --set head.learning_rate=3e-3",
+            "{} in all. Another head on these features takes a second: tlpipe fit-head {} --set head.learning_rate=3e-3",
             say::seconds(seconds),
-            pipeline.argument()
+            pipeline.run.join("pipeline.toml").display()
         )
     })
 }

@@ -59,6 +59,13 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
         .device
         .parse()
         .map_err(|error: UnknownDevice| PipelineError::Settings { origin: "runtime.device".into(), reason: error.to_string() })?;
+    for (key, found, most) in
+        [("runtime.batch", settings.runtime.batch, 4096), ("runtime.threads", settings.runtime.threads, 256)]
+    {
+        if found > most {
+            return Err(PipelineError::Settings { origin: key.into(), reason: format!("{found} is above the limit of {most}") });
+        }
+    }
     let dataset = open_dataset(&settings.data, context)?;
     let backbone = backbone(pipeline, context)?;
     let spec = ImageSpec {

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use ndarray::{Array2, Axis};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::extract::StageOutcome;
 use super::{Context, Interrupted, Pipeline, PipelineError};
@@ -22,8 +23,6 @@ pub struct Fit {
     pub metrics: Metrics,
 }
 
-const FILES: [&str; 4] = ["head.safetensors", "history.csv", "predictions.parquet", "pipeline.toml"];
-
 /// Fits the head on the cached features and scores it. Unless `always`, a run that fits the store and the settings is kept.
 ///
 /// # Errors
@@ -38,7 +37,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     if !always
         && let Ok(metrics) = run.metrics()
         && metrics.fit_key == fit_key
-        && FILES.iter().all(|name| run.file(name).is_file())
+        && is_whole(&run, pipeline)
     {
         return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
     }
@@ -129,6 +128,17 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     };
     write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
+}
+
+/// Whether every file of the run can still be read; a run that was damaged is made anew.
+fn is_whole(run: &RunDir, pipeline: &Pipeline) -> bool {
+    let predictions = std::fs::File::open(run.file("predictions.parquet"))
+        .is_ok_and(|file| ParquetRecordBatchReaderBuilder::try_new(file).is_ok());
+    let settings = std::fs::read_to_string(run.file("pipeline.toml")).ok();
+    predictions
+        && settings.is_some_and(|text| pipeline.resolved().is_ok_and(|resolved| resolved == text))
+        && Head::load(&run.file("head.safetensors")).is_ok()
+        && run.history().is_ok_and(|history| !history.is_empty())
 }
 
 /// Everything a later fit would have to change for its outcome to differ.

@@ -166,11 +166,6 @@ impl Pipeline {
         toml::to_string(&settings)
             .map_err(|error| PipelineError::Settings { origin: "pipeline.toml".into(), reason: error.to_string() })
     }
-
-    /// How a user names this pipeline on the command line.
-    pub fn argument(&self) -> String {
-        self.file.as_ref().map_or_else(String::new, |file| format!(" {}", file.display()))
-    }
 }
 
 /// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.

@@ -33,7 +33,8 @@ pub fn report(pipeline: &Pipeline, context: &Context<'_>, always: bool) -> Resul
     let run = RunDir::new(&pipeline.run);
     let metrics = run.metrics()?;
     let (html, json) = (run.file("report.html"), run.file("report.json"));
-    if !always && html.is_file() && reported_fit(&run).as_deref() == Some(metrics.fit_key.as_str()) {
+    let whole = || std::fs::read_to_string(&html).is_ok_and(|page| page.trim_end().ends_with("</html>"));
+    if !always && whole() && reported_fit(&run).as_deref() == Some(metrics.fit_key.as_str()) {
         return Ok(Reported { outcome: StageOutcome::UpToDate, html, json, facts: None });
     }
     let store = Store::open(&pipeline.features)?;

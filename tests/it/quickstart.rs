@@ -21,6 +21,12 @@ fn quickstart_learns_reports_and_is_up_to_date_afterwards() {
     let second = scratch.ok(&["run", PIPELINE]);
     assert!(second.stdout.contains("Everything is up to date"), "{}", second.stdout);
 
+    // A damaged run is not up to date.
+    for name in ["head.safetensors", "predictions.parquet", "history.csv", "pipeline.toml", "report.html"] {
+        fs::write(scratch.path("runs/quickstart").join(name), "{").unwrap();
+        assert_eq!(scratch.json(&["run", PIPELINE])["up_to_date"], false, "{name}");
+    }
+
     // Another head: the features stay as they are.
     let third = scratch.json(&["run", PIPELINE, "--set", "head.epochs=2"]);
     assert_eq!(third["extract"]["up_to_date"], true);
