@@ -25,7 +25,7 @@
 //!     stop: &AtomicBool::new(false),
 //!     stoppable: &AtomicBool::new(false),
 //! };
-//! pipeline::extract(&pipeline, &context, false)?;
+//! pipeline::extract(&pipeline, &context, false, pipeline::Goal::Head)?;
 //! let fit = pipeline::fit_head(&pipeline, &context, false, &mut |_| std::ops::ControlFlow::Continue(()))?;
 //! println!("{:?}", fit.metrics.test);
 //! # Ok(())

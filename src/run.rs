@@ -37,11 +37,19 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// The folder cannot be made or written.
+    #[error("{path}: the run cannot be written here ({source}); name another folder with --run")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// There is no fitted head here.
-    #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head")]
+    #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head with the same pipeline or flags")]
     Missing(PathBuf),
     /// A file is not what it should be.
-    #[error("{path}: {reason}; fit the head again: tlpipe fit-head")]
+    #[error("{path}: {reason}; fit the head again: tlpipe fit-head with the same pipeline or flags")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -160,6 +168,16 @@ impl RunDir {
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Makes the folder and tries whether it can be written: before the work whose result goes there.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn prepare(&self) -> Result<(), RunError> {
+        fs::create_dir_all(&self.path)
+            .and_then(|()| tempfile::tempfile_in(&self.path).map(drop))
+            .map_err(|source| RunError::Folder { path: self.path.clone(), source })
     }
 
     /// Reads `metrics.json`.

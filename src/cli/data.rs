@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::options::ColumnArgs;
-use super::say::{self, Output};
+use super::say;
+use super::shell::Shell;
 use crate::assets::Finder;
 use crate::dataset::synth;
 use crate::pipeline::{Context, DataSettings, open_dataset};
@@ -57,7 +58,8 @@ pub struct SynthArgs {
 }
 
 /// Runs a subcommand.
-pub fn main(command: &DataCommand, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+pub fn main(command: &DataCommand, shell: &Shell<'_>) -> anyhow::Result<()> {
+    let (context, output) = (&shell.context, shell.output);
     match command {
         DataCommand::List => list(context, output),
         DataCommand::Fetch { name } => {
@@ -79,14 +81,14 @@ pub fn main(command: &DataCommand, context: &Context<'_>, output: Output) -> any
     }
 }
 
-fn list(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+fn list(context: &Context<'_>, output: say::Output) -> anyhow::Result<()> {
     let finder = Finder::new(context.search.clone())?;
     let sets: Vec<_> = finder.datasets().iter().map(|card| (card, finder.dataset_at_hand(card).map(|found| found.how))).collect();
     let json: Vec<_> = sets
         .iter()
         .map(|(card, found)| json!({ "name": card.name, "title": card.title, "licence": card.licence, "at_hand": found }))
         .collect();
-    output.result(&json, || {
+    output.result(&json!({ "data": json }), || {
         let drawn = [synth::NAME, "drawn by tlpipe itself", "Apache-2.0", "yes"].map(str::to_owned).to_vec();
         let known = sets.iter().map(|(card, found)| {
             vec![card.name.clone(), card.title.clone(), card.licence.clone(), found.clone().unwrap_or_else(|| "no".into())]
@@ -95,7 +97,7 @@ fn list(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
     })
 }
 
-fn inspect(args: &InspectArgs, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+fn inspect(args: &InspectArgs, context: &Context<'_>, output: say::Output) -> anyhow::Result<()> {
     let settings = DataSettings {
         source: Some(args.source.clone()),
         image_column: args.columns.image_column.clone(),

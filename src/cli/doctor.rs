@@ -2,14 +2,15 @@
 
 use serde_json::json;
 
-use super::say::{self, Output};
+use super::say;
+use super::shell::Shell;
 use crate::assets::Finder;
 use crate::events;
-use crate::pipeline::Context;
 use crate::runtime::{self, RuntimeOptions};
 
 /// Looks at everything that a run would use, and installs nothing.
-pub fn main(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+pub fn main(shell: &Shell<'_>) -> anyhow::Result<()> {
+    let context = &shell.context;
     let options = RuntimeOptions { offline: true, ..context.runtime_options() };
     let candidates = runtime::candidates(&options);
     let chosen = runtime::locate(&options, &events::ignore);
@@ -32,7 +33,7 @@ pub fn main(context: &Context<'_>, output: Output) -> anyhow::Result<()> {
         "models": models.iter().map(|(name, found)| json!({ "name": name, "at_hand": found })).collect::<Vec<_>>(),
         "data": sets.iter().map(|(name, found)| json!({ "name": name, "at_hand": found })).collect::<Vec<_>>(),
     });
-    output.result(&result, || {
+    shell.output.result(&result, || {
         let mut lines = vec![format!("tlpipe {} · {threads} threads", env!("CARGO_PKG_VERSION")), String::new()];
         lines.push(match &chosen {
             Ok(library) => format!("ONNX Runtime {} · {} ({})", library.version, library.path.display(), library.how),

@@ -4,8 +4,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::options::{ImageArgs, PipelineArgs};
-use super::say::{self, Output};
-use crate::pipeline::{self, Context, Extracted, Pipeline, StageOutcome};
+use super::say;
+use super::shell::Shell;
+use crate::pipeline::{self, Extracted, Goal, Pipeline, StageOutcome};
 
 /// Arguments of `tlpipe extract`.
 #[derive(Clone, Debug, Args)]
@@ -22,10 +23,10 @@ pub struct ExtractArgs {
 }
 
 /// Runs stage 1.
-pub fn main(args: &ExtractArgs, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
-    let pipeline = args.pipeline.resolve(args.images.overrides())?;
-    let extracted = pipeline::extract(&pipeline, context, args.rebuild)?;
-    output.result(&as_json(&extracted), || summary(&pipeline, &extracted))
+pub fn main(args: &ExtractArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
+    let pipeline = shell.pipeline(&args.pipeline, args.images.overrides())?;
+    let extracted = pipeline::extract(&pipeline, &shell.context, args.rebuild, Goal::Features)?;
+    shell.output.result(&as_json(&extracted), || summary(&pipeline, &extracted))
 }
 
 /// `rows, new, reused, quarantined, seconds, images_per_second, provider, key`.

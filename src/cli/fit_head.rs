@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 
 use super::options::{HeadArgs, PipelineArgs};
-use super::progress::Progress;
-use super::say::{self, Output};
+use super::say;
+use super::shell::Shell;
 use crate::head::Solver;
-use crate::pipeline::{self, Context, Fit, Pipeline, StageOutcome};
+use crate::pipeline::{self, Fit, Pipeline, StageOutcome};
 use crate::run::{EpochRecord, SplitScore};
 
 /// Arguments of `tlpipe fit-head`.
@@ -25,21 +25,21 @@ pub struct FitHeadArgs {
 }
 
 /// Runs stage 2, whether or not anything has changed: who asks for a head gets one.
-pub fn main(args: &FitHeadArgs, context: &Context<'_>, progress: &Progress, output: Output) -> anyhow::Result<()> {
-    let pipeline = args.pipeline.resolve(args.head.overrides())?;
-    let fit = fit(&pipeline, context, progress, true)?;
-    output.result(&fit.metrics, || summary(&pipeline, &fit))
+pub fn main(args: &FitHeadArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
+    let pipeline = shell.pipeline(&args.pipeline, args.head.overrides())?;
+    let fit = fit(&pipeline, shell, true)?;
+    shell.output.result(&fit.metrics, || summary(&pipeline, &fit))
 }
 
 /// Fits with a line an epoch; unless `always`, only when something has changed.
-pub fn fit(pipeline: &Pipeline, context: &Context<'_>, progress: &Progress, always: bool) -> anyhow::Result<Fit> {
+pub fn fit(pipeline: &Pipeline, shell: &Shell<'_>, always: bool) -> anyhow::Result<Fit> {
     // Only Adam counts epochs; another solver tells once, at its end.
     let epochs = if pipeline.settings.head.solver == Solver::Adam { pipeline.settings.head.epochs } else { 1 };
     let mut show = |record: &EpochRecord| {
-        progress.note(&epoch_line(record, epochs));
-        if context.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        shell.progress.note(&epoch_line(record, epochs));
+        if shell.context.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    Ok(pipeline::fit_head(pipeline, context, always, &mut show)?)
+    Ok(pipeline::fit_head(pipeline, &shell.context, always, &mut show)?)
 }
 
 fn epoch_line(record: &EpochRecord, epochs: usize) -> String {

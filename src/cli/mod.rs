@@ -10,6 +10,7 @@ mod progress;
 mod report;
 mod run;
 mod say;
+mod shell;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,10 +20,14 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::assets::Search;
 use crate::pipeline::{Context, PipelineError};
+use options::RuntimeArgs;
 use progress::Progress;
+use shell::Shell;
 
 /// Exit status of a command that was interrupted; what was done is kept.
 const INTERRUPTED: u8 = 130;
+/// Exit status of a command that was called wrongly: an unknown flag or key, a value out of range.
+const USAGE: u8 = 2;
 
 /// Transfer learning on frozen image features: images in, classifier out.
 #[derive(Debug, Parser)]
@@ -64,6 +69,8 @@ struct Global {
     /// ONNX Runtime library to use (libonnxruntime.so).
     #[arg(long, global = true, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,12 +112,23 @@ pub fn main() -> ExitCode {
         Err(error) => error,
     };
     progress.clear();
-    if matches!(error.downcast_ref(), Some(PipelineError::Interrupted(_))) {
-        say::error(&error.to_string());
-        return ExitCode::from(INTERRUPTED);
+    let status = status(&error);
+    let text = say::chain(&error);
+    say::error(&text);
+    if cli.global.json {
+        // Where stdout is closed there is nobody to tell.
+        let _ = say::line(&serde_json::json!({ "error": text, "status": status }).to_string());
     }
-    say::error(&say::chain(&error));
-    ExitCode::from(if error.downcast_ref::<options::Usage>().is_some() { 2 } else { 1 })
+    ExitCode::from(status)
+}
+
+fn status(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<PipelineError>() {
+        Some(PipelineError::Interrupted(_)) => INTERRUPTED,
+        Some(error) if error.is_usage() => USAGE,
+        _ if error.is::<options::Usage>() => USAGE,
+        _ => 1,
+    }
 }
 
 fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
@@ -126,14 +144,15 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         stoppable: &STOPPABLE,
     };
     let output = say::Output { json: cli.global.json, quiet: cli.global.quiet };
+    let shell = Shell { context, progress, output, runtime: &cli.global.runtime };
     match &cli.command {
-        Command::Run(args) => run::main(args, &context, progress, output),
-        Command::Extract(args) => extract::main(args, &context, output),
-        Command::FitHead(args) => fit_head::main(args, &context, progress, output),
-        Command::Report(args) => report::main(args, &context, output),
-        Command::Models(command) => models::main(command, &context, output),
-        Command::Data(command) => data::main(command, &context, output),
-        Command::Doctor => doctor::main(&context, output),
+        Command::Run(args) => run::main(args, &shell),
+        Command::Extract(args) => extract::main(args, &shell),
+        Command::FitHead(args) => fit_head::main(args, &shell),
+        Command::Report(args) => report::main(args, &shell),
+        Command::Models(command) => models::main(command, &shell),
+        Command::Data(command) => data::main(command, &shell),
+        Command::Doctor => doctor::main(&shell),
     }
 }
 

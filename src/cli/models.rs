@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::say::{self, Output};
+use super::say;
+use super::shell::Shell;
 use crate::assets::{Finder, Located};
 use crate::extract::Backbone;
 use crate::onnx::{self, Inspection, Model};
-use crate::pipeline::Context;
 
 /// Subcommands of `tlpipe models`.
 #[derive(Clone, Debug, Subcommand)]
@@ -44,7 +44,8 @@ pub struct ModelArgs {
 }
 
 /// Runs a subcommand.
-pub fn main(command: &ModelsCommand, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+pub fn main(command: &ModelsCommand, shell: &Shell<'_>) -> anyhow::Result<()> {
+    let (context, output) = (&shell.context, shell.output);
     let finder = Finder::new(context.search.clone())?;
     match command {
         ModelsCommand::List => list(&finder, output),
@@ -78,13 +79,13 @@ pub fn main(command: &ModelsCommand, context: &Context<'_>, output: Output) -> a
     }
 }
 
-fn list(finder: &Finder, output: Output) -> anyhow::Result<()> {
+fn list(finder: &Finder, output: say::Output) -> anyhow::Result<()> {
     let models: Vec<_> = finder.models().iter().map(|card| (card, finder.model_at_hand(card).map(|found| found.how))).collect();
     let json: Vec<_> = models
         .iter()
         .map(|(card, found)| json!({ "name": card.name, "title": card.title, "licence": card.licence, "at_hand": found }))
         .collect();
-    output.result(&json, || {
+    output.result(&json!({ "models": json }), || {
         let known = models.iter().map(|(card, found)| {
             vec![card.name.clone(), card.title.clone(), card.licence.clone(), found.clone().unwrap_or_else(|| "no".into())]
         });
@@ -96,7 +97,7 @@ fn list(finder: &Finder, output: Output) -> anyhow::Result<()> {
     })
 }
 
-fn inspect(located: &Located, args: &ModelArgs, output: Output) -> anyhow::Result<()> {
+fn inspect(located: &Located, args: &ModelArgs, output: say::Output) -> anyhow::Result<()> {
     let model = Model::from_bytes(&located.read()?, &located.path.display().to_string())?;
     let inspection = onnx::inspect(&model, args.cut.as_deref())?;
     let backbone = Backbone::load(located, args.cut.as_deref(), None).ok();
@@ -115,7 +116,7 @@ fn text(located: &Located, inspection: &Inspection, backbone: Option<&Backbone>)
         format!("{} ({})", located.path.display(), located.how),
         format!("  sha256         {}", located.sha256),
         format!("  made by        {}, opset {}", some(&inspection.producer), inspection.opset),
-        format!("  size           {} operators, {} weights", inspection.nodes, inspection.parameters),
+        format!("  size           operators: {}, weights: {}", inspection.nodes, inspection.parameters),
         format!("  input          {} {} {} [{}]", input.name, input.dtype, input.layout, shape.join(", ")),
         format!("                 {}", input.layout_reason),
         format!("  outputs        {}", inspection.outputs.join(", ")),
@@ -131,7 +132,8 @@ fn text(located: &Located, inspection: &Inspection, backbone: Option<&Backbone>)
     lines.push(format!("  features       {features}"));
     if let Some(backbone) = backbone {
         lines.push(format!("  pixels         {}", backbone.pixels()));
-        lines.push(format!("  trained at     {} px", backbone.native_side()));
+        let known = if backbone.native_side_known() { "" } else { " (assumed: neither a card nor the graph says)" };
+        lines.push(format!("  trained at     {} px{known}", backbone.native_side()));
         lines.extend(backbone.assumptions().iter().map(|assumption| format!("  assumed        {assumption}")));
     }
     lines.join("\n")

@@ -7,6 +7,9 @@ use toml::Value;
 
 use crate::pipeline::{Override, Pipeline, Settings};
 
+/// The pipeline that is recorded in a run folder.
+const OF_RUN: &str = "pipeline.toml";
+
 /// Wrong usage: exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -16,7 +19,7 @@ pub struct Usage(pub String);
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Pipeline")]
 pub struct PipelineArgs {
-    /// Pipeline file; `tlpipe.toml` where there is one and no other is named.
+    /// Pipeline file, or a run folder with its `pipeline.toml`; `tlpipe.toml` where there is one and no other is named.
     pipeline: Option<PathBuf>,
     /// Set any key of the pipeline file, as in `--set head.learning_rate=3e-3`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = Override::parse)]
@@ -56,8 +59,8 @@ pub struct ImageArgs {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Side of the input image, pixels [backbone.input_size].
-    #[arg(long, value_name = "PIXELS")]
-    input_size: Option<u32>,
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
+    input_size: Option<i64>,
     /// How an image becomes square: squash, crop or pad [backbone.resize].
     #[arg(long, value_name = "HOW")]
     resize: Option<String>,
@@ -67,15 +70,27 @@ pub struct ImageArgs {
     /// Pixel values the backbone expects: tensorflow, imagenet, unit or raw [backbone.pixels].
     #[arg(long, value_name = "SCALE")]
     pixels: Option<String>,
-    /// What it runs on: cpu, cuda, cuda:N or auto [runtime.device].
-    #[arg(long, value_name = "DEVICE")]
+    /// Images a batch of the backbone [runtime.batch].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    batch: Option<i64>,
+}
+
+/// Flags for what it runs on; every command takes them.
+#[derive(Clone, Debug, Args)]
+pub struct RuntimeArgs {
+    /// What the backbone runs on: cpu, cuda, cuda:N or auto [runtime.device].
+    #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
     /// Threads; 0 is one a core [runtime.threads].
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Images a batch of the backbone [runtime.batch].
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true)]
+    threads: Option<i64>,
+}
+
+impl RuntimeArgs {
+    /// The flags that were given.
+    pub fn overrides(&self) -> impl Iterator<Item = Override> {
+        [text("runtime.device", self.device.as_ref()), integer("runtime.threads", self.threads)].into_iter().flatten()
+    }
 }
 
 /// Flags for the head.
@@ -86,22 +101,22 @@ pub struct HeadArgs {
     #[arg(long, value_name = "SOLVER")]
     solver: Option<String>,
     /// Passes over the training rows [head.epochs].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     epochs: Option<i64>,
     /// Rows a step [head.batch_size].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     batch_size: Option<i64>,
     /// Adam's step size [head.learning_rate].
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     learning_rate: Option<f64>,
     /// Share of the training rows that is held out, 0 to 1 [head.validation_split].
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     validation_split: Option<f64>,
     /// Which rows are held out: tail or stratified [head.split].
     #[arg(long, value_name = "HOW")]
     split: Option<String>,
     /// Seed of the initial weights and the order of rows [head.seed].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<i64>,
 }
 
@@ -120,20 +135,17 @@ fn number(key: &str, value: Option<f64>) -> Option<Override> {
 impl ImageArgs {
     /// The flags that were given.
     pub fn overrides(&self) -> Vec<Override> {
-        let count = |value: Option<usize>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
         [
             text("data.source", self.data.as_ref()),
             text("data.image_column", self.columns.image_column.as_ref()),
             text("data.label_column", self.columns.label_column.as_ref()),
             text("data.split_column", self.columns.split_column.as_ref()),
             text("backbone.model", self.model.as_ref()),
-            integer("backbone.input_size", self.input_size.map(i64::from)),
+            integer("backbone.input_size", self.input_size),
             text("backbone.resize", self.resize.as_ref()),
             text("backbone.cut", self.cut.as_ref()),
             text("backbone.pixels", self.pixels.as_ref()),
-            text("runtime.device", self.device.as_ref()),
-            integer("runtime.threads", count(self.threads)),
-            integer("runtime.batch", count(self.batch)),
+            integer("runtime.batch", self.batch),
         ]
         .into_iter()
         .flatten()
@@ -160,11 +172,20 @@ impl HeadArgs {
 }
 
 impl PipelineArgs {
+    /// The pipeline that is recorded in the run folder, where only that is named.
+    pub fn or_recorded(&self) -> Self {
+        let run = self.run.as_deref().filter(|_| self.pipeline.is_none() && self.features.is_none());
+        let recorded = run.map(|run| Path::new(run).join(OF_RUN)).filter(|file| file.is_file());
+        Self { pipeline: recorded.or_else(|| self.pipeline.clone()), ..self.clone() }
+    }
+
     /// The pipeline with every flag laid over it; `--set` wins over the named flags.
     pub fn resolve(&self, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
         const DEFAULT: &str = "tlpipe.toml";
         let default = Path::new(DEFAULT);
-        let file = self.pipeline.as_deref().or_else(|| default.is_file().then_some(default));
+        let named = self.pipeline.as_deref().map(|path| if path.is_dir() { path.join(OF_RUN) } else { path.to_owned() });
+        let file = named.or_else(|| default.is_file().then(|| default.to_owned()));
+        let file = file.as_deref();
         let output = [text("output.features", self.features.as_ref()), text("output.run", self.run.as_ref())];
         let overrides: Vec<Override> =
             flags.into_iter().chain(output.into_iter().flatten()).chain(self.set.iter().cloned()).collect();

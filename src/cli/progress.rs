@@ -86,8 +86,10 @@ impl Progress {
             bar.finish_and_clear();
             #[allow(clippy::cast_precision_loss)]
             let rate = done as f64 / seconds.max(1e-9);
+            // A rate over an instant says nothing.
+            let rate = if seconds < 0.5 { String::new() } else { format!("   {rate:.0}/s") };
             let done = say::count(usize::try_from(done).unwrap_or(usize::MAX));
-            self.note(&format!("  {task:<12} {done}   {rate:.0}/s   {}", say::seconds(seconds)));
+            self.note(&format!("  {task:<12} {done}{rate}   {}", say::seconds(seconds)));
         }
     }
 

@@ -4,12 +4,13 @@ use clap::Args;
 use serde_json::json;
 
 use super::options::PipelineArgs;
-use super::say::{self, Output};
-use crate::pipeline::{self, Context, Reported};
+use super::say;
+use super::shell::Shell;
+use crate::pipeline::{self, Reported};
 
 /// Arguments of `tlpipe report`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:\n  tlpipe report pipelines/cifar10.toml\n  tlpipe report runs/cifar10-96/pipeline.toml --json")]
+#[command(after_help = "Examples:\n  tlpipe report pipelines/cifar10.toml\n  tlpipe report --run runs/cifar10-96 --json")]
 pub struct ReportArgs {
     #[command(flatten)]
     pipeline: PipelineArgs,
@@ -19,11 +20,11 @@ pub struct ReportArgs {
 }
 
 /// Runs stage 3.
-pub fn main(args: &ReportArgs, context: &Context<'_>, output: Output) -> anyhow::Result<()> {
+pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let source = args.data.clone().map(|data| pipeline::Override { key: "data.source".into(), value: data.into() });
-    let pipeline = args.pipeline.resolve(source)?;
-    let reported = pipeline::report(&pipeline, context, true)?;
-    output.result(&json!({ "html": reported.html, "json": reported.json }), || {
+    let pipeline = shell.pipeline(&args.pipeline.or_recorded(), source)?;
+    let reported = pipeline::report(&pipeline, &shell.context, true)?;
+    shell.output.result(&json!({ "html": reported.html, "json": reported.json }), || {
         [table(&reported), Some(summary(&reported))].into_iter().flatten().collect::<Vec<_>>().join("\n")
     })
 }

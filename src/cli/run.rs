@@ -6,10 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::options::{HeadArgs, ImageArgs, PipelineArgs};
-use super::progress::Progress;
-use super::say::{self, Output};
+use super::say;
+use super::shell::Shell;
 use super::{extract, fit_head, report};
-use crate::pipeline::{self, Context, StageOutcome};
+use crate::pipeline::{self, Goal, StageOutcome};
 
 /// Arguments of `tlpipe run`.
 #[derive(Clone, Debug, Args)]
@@ -30,18 +30,19 @@ pub struct RunArgs {
 }
 
 /// Runs every stage that is out of date.
-pub fn main(args: &RunArgs, context: &Context<'_>, progress: &Progress, output: Output) -> anyhow::Result<()> {
+pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
-    let pipeline = args.pipeline.resolve(args.images.overrides().into_iter().chain(args.head.overrides()))?;
+    let (context, output) = (&shell.context, shell.output);
+    let pipeline = shell.pipeline(&args.pipeline, args.images.overrides().into_iter().chain(args.head.overrides()))?;
     let tell = |text: String| if output.json || output.quiet { Ok(()) } else { say::line(&text) };
 
-    let extracted = pipeline::extract(&pipeline, context, args.rebuild)?;
+    let extracted = pipeline::extract(&pipeline, context, args.rebuild, Goal::Head)?;
     let extract_seconds = started.elapsed().as_secs_f64();
     tell(stage("extract", extracted.outcome, extract_seconds))?;
     tell(extract::summary(&pipeline, &extracted))?;
 
     let fit_started = Instant::now();
-    let fit = fit_head::fit(&pipeline, context, progress, false)?;
+    let fit = fit_head::fit(&pipeline, shell, false)?;
     let fit_seconds = fit_started.elapsed().as_secs_f64();
     tell(stage("fit-head", fit.outcome, fit_seconds))?;
     tell(fit_head::summary(&pipeline, &fit))?;

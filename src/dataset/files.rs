@@ -63,7 +63,7 @@ pub(super) fn slashed(path: &Path) -> String {
     parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
-/// Finds the files of a source. Hidden files are skipped, symbolic links are followed, and a loop of them ends.
+/// Finds the files of a source. Hidden files and the folders that tlpipe itself writes are skipped, symbolic links are followed, and a loop of them ends.
 ///
 /// # Errors
 /// When a path does not exist or a folder cannot be read.
@@ -131,9 +131,34 @@ fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || name == "__MACOSX"
 }
 
+/// Hidden folders that nobody takes for images.
+const TOOLS: [&str; 6] = [".git", ".cache", ".huggingface", ".ipynb_checkpoints", ".venv", "__MACOSX"];
+
+/// A feature store or a run, which people keep beside their images.
+fn is_own(path: &Path) -> bool {
+    let is_one = |path: &Path| ["store.json", "head.safetensors"].iter().any(|file| path.join(file).is_file());
+    // The folders that hold them unless told otherwise.
+    let holds_them = path.file_name().is_some_and(|name| name == "features" || name == "runs")
+        && path.read_dir().is_ok_and(|entries| entries.flatten().any(|entry| is_one(&entry.path())));
+    holds_them || is_one(path)
+}
+
 fn walk(top: &Path, root: &Path, found: &mut Found) -> Result<(), DatasetError> {
     let relative = |path: &Path| path.strip_prefix(root).unwrap_or(path).to_owned();
-    let visible = |entry: &DirEntry| entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy());
+    let mut skipped = Vec::new();
+    let visible = |entry: &DirEntry| {
+        let name = entry.file_name().to_string_lossy();
+        if entry.depth() == 0 {
+            return true;
+        }
+        if !is_hidden(&name) {
+            return !is_own(entry.path());
+        }
+        if entry.file_type().is_dir() && !TOOLS.contains(&name.as_ref()) {
+            skipped.push(format!("{}: a hidden folder, skipped", entry.path().display()));
+        }
+        false
+    };
     for entry in WalkDir::new(top).follow_links(true).into_iter().filter_entry(visible) {
         match entry {
             Ok(entry) if entry.file_type().is_dir() => found.folders.push(relative(entry.path())),
@@ -164,6 +189,7 @@ fn walk(top: &Path, root: &Path, found: &mut Found) -> Result<(), DatasetError> 
             }
         }
     }
+    found.warnings.append(&mut skipped);
     Ok(())
 }
 
@@ -189,9 +215,21 @@ mod tests {
 
     #[test]
     fn a_folder_is_walked_in_byte_order_without_hidden_files() {
-        let folder = tree(&["b/2.jpg", "b/10.jpg", "a b/é.png", "B/1.jpg", ".git/x.jpg", "b/.hidden.jpg", "__MACOSX/y.jpg"]);
+        let files =
+            ["b/2.jpg", "b/10.jpg", "a b/é.png", "B/1.jpg", ".git/x.jpg", "b/.hidden.jpg", "__MACOSX/y.jpg", ".owl/1.jpg"];
+        let folder = tree(&files);
         let found = find(&[folder.path().to_owned()]).unwrap();
         assert_eq!(relative(&found), ["B/1.jpg", "a b/é.png", "b/10.jpg", "b/2.jpg"]);
+        assert!(found.warnings.len() == 1 && found.warnings[0].contains(".owl: a hidden folder"), "{:?}", found.warnings);
+    }
+
+    #[test]
+    fn what_tlpipe_writes_beside_the_images_is_no_part_of_them() {
+        let files =
+            ["cat/1.jpg", "features/x/store.json", "features/x/quarantine.parquet", "runs/x/head.safetensors", "runs/x/a.png"];
+        let folder = tree(&files);
+        let found = find(&[folder.path().to_owned()]).unwrap();
+        assert_eq!((relative(&found), found.folders.len()), (vec!["cat/1.jpg".to_owned()], 2), "{:?}", found.folders);
     }
 
     #[test]

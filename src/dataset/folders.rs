@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::files::{Found, SourceFile, slashed};
 use super::listing::{self, Entry, Value};
 use super::split::{self, TRAIN};
-use super::{DatasetError, Opened, some_of};
+use super::{DatasetError, Opened, counted, some_of};
 
 /// How the folders are to be read.
 struct Layout {
@@ -58,7 +58,7 @@ pub(super) fn open(origin: &Path, found: &Found, images: Vec<SourceFile>) -> Res
         entries.push(Entry { id: slashed(&file.relative), path: Some(file.path), split: split.to_owned(), label, row });
     }
     if stray > 0 {
-        notes.push(format!("{stray} images beside the folders of the splits, left out"));
+        notes.push(format!("{} beside the folders of the splits, left out", counted(stray, "image")));
     }
     let mut opened = listing::open("class folders", origin, Vec::new(), entries)?;
     opened.warnings.splice(0..0, notes);
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(labelled(&dataset, "train"), expected.map(|(id, label)| (id.to_owned(), Some(label))));
         assert_eq!(records(&dataset, "train")[1].image.read().unwrap(), "dog/a.webp");
         let said = dataset.warnings().join("\n");
-        assert!(said.contains("1 files left out: 1 .txt") && said.contains("one image only in train: class cat"), "{said}");
+        assert!(said.contains("1 file left out: 1 .txt") && said.contains("one image only in train: class cat"), "{said}");
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         let folder = tree(&["train/car/1.jpg", "test/car/1.jpg", "extra/x.jpg"]);
         let dataset = open(folder.path()).unwrap();
         assert_eq!(splits(&dataset), [("train", 1), ("test", 1)]);
-        assert!(dataset.warnings().iter().any(|text| text.contains("1 images beside the folders of the splits")));
+        assert!(dataset.warnings().iter().any(|text| text.contains("1 image beside the folders of the splits")));
     }
 
     #[test]

@@ -197,9 +197,8 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened,
         let used: HashSet<&Path> = used.iter().map(|file| file.path.as_path()).collect();
         let others: Vec<&SourceFile> = found.files.iter().filter(|file| !used.contains(file.path.as_path())).collect();
         if !others.is_empty() {
-            opened
-                .warnings
-                .insert(0, format!("{} files left out: {}", others.len(), Found::by_extension(others.iter().copied())));
+            let kinds = Found::by_extension(others.iter().copied());
+            opened.warnings.insert(0, format!("{} left out: {kinds}", counted(others.len(), "file")));
         }
         opened
     };
@@ -212,7 +211,11 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened,
         return parquet::open(origin, &parquet, options).map(|opened| left_out(opened, &parquet));
     }
     if folders::has_classes(&images) || (!images.is_empty() && csv.is_empty() && parquet.is_empty()) {
-        return folders::open(origin, found, images.clone()).map(|opened| left_out(opened, &images));
+        let mut opened = folders::open(origin, found, images.clone()).map(|opened| left_out(opened, &images))?;
+        if options != &SourceOptions::default() {
+            opened.warnings.push("class folders have no columns: what was said about columns is ignored".to_owned());
+        }
+        return Ok(opened);
     }
     if !csv.is_empty() {
         return table::open(origin, &csv, options);
@@ -277,6 +280,11 @@ fn some_of(noun: &str, names: &[&str]) -> String {
         more if more > SHOWN => format!("{} {shown} and {} more", plural(noun), more - SHOWN),
         _ => format!("{} {shown}", plural(noun)),
     }
+}
+
+/// `1 file`, `3 files`.
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {}", plural(noun)) }
 }
 
 fn plural(noun: &str) -> String {

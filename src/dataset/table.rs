@@ -97,11 +97,14 @@ fn read_csv(file: &SourceFile, options: &SourceOptions) -> Result<Table, Dataset
     let header = content.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let count = |separator: u8| header.iter().filter(|&&byte| byte == separator).count();
     let separator = *[b',', b';', b'\t'].iter().rev().max_by_key(|separator| count(**separator)).unwrap_or(&b',');
-    let damaged = |error: csv::Error| DatasetError::damaged(path, error);
+    let damaged = |error: csv::Error| unreadable(path, &error);
     let mut reader = csv::ReaderBuilder::new().delimiter(separator).trim(csv::Trim::All).from_reader(content);
     let header: Vec<String> = reader.headers().map_err(damaged)?.iter().map(str::to_owned).collect();
     let columns = Columns { path, found: header.iter().map(|name| (name.clone(), String::new())).collect() };
-    let image = usual_path(&columns, &header, options)?;
+    let usual = header.iter().any(|name| PATH_NAMES.iter().any(|usual| name.eq_ignore_ascii_case(usual)));
+    // One of several columns without a usual name may be anything.
+    let candidates = if usual || header.len() == 1 || options.image_column.is_some() { header.as_slice() } else { &[] };
+    let image = usual_path(&columns, candidates, options)?;
     let label = columns.label(options.label_column.as_deref(), None)?;
     let split = columns.split(options.split_column.as_deref())?;
     let place = |name: &Option<String>| name.as_ref().and_then(|name| header.iter().position(|column| column == name));
@@ -115,6 +118,21 @@ fn read_csv(file: &SourceFile, options: &SourceOptions) -> Result<Table, Dataset
     }
     integers(&mut rows);
     Ok(Table { rows, unlabelled: label.is_none().then_some(header) })
+}
+
+/// What is wrong with a CSV file, by its line.
+fn unreadable(path: &Path, error: &csv::Error) -> DatasetError {
+    let line = error.position().map_or(0, csv::Position::line);
+    let reason = match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!(
+                "number of fields in line {line}: {len}, in the header: {expected_len}; correct the line (a separator within a field needs quotes)"
+            )
+        }
+        csv::ErrorKind::Utf8 { .. } => format!("line {line} is not UTF-8; save the table as UTF-8"),
+        _ => return DatasetError::damaged(path, error),
+    };
+    DatasetError::Unsupported { path: path.to_owned(), reason }
 }
 
 /// A CSV has no types: labels are class indices if all of them are small whole numbers written plainly.
@@ -278,7 +296,7 @@ mod tests {
         assert!(of("path,label\n").contains("without rows"));
         assert!(of("").contains("--image-column"));
         let text = of("path,label\na.jpg,x\na.jpg\n");
-        assert!(text.contains("t.csv") && text.contains("line: 3"), "{text}");
+        assert!(text.contains("t.csv") && text.contains("fields in line 3: 1, in the header: 2"), "{text}");
     }
 
     #[test]

@@ -3,21 +3,15 @@
 //! Labels are indices into the class list; rows without a label are passed over. Logarithms are natural, shares go from 0
 //! to 1. Of equal scores the class that comes first wins, everywhere.
 
-mod calibration;
-mod confusion;
 mod error;
 mod interval;
 mod score;
 mod softmax;
-mod top_k;
 
-pub use calibration::{Bin, Calibration};
-pub use confusion::{ClassScore, Confusion};
 pub use error::EvaluateError;
 pub use interval::wilson_interval;
 pub use score::score;
 pub use softmax::{argmax, log_sum_exp, softmax};
-pub use top_k::top_k_accuracy;
 
 use ndarray::ArrayView2;
 

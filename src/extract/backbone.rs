@@ -36,9 +36,6 @@ pub enum BackboneError {
         /// The size that was asked for.
         asked: u32,
     },
-    /// The image size is no image size.
-    #[error("input size {0}: give 1 to 4096 pixels")]
-    NoSide(u32),
 }
 
 /// Pixel values that backbones are trained on.
@@ -79,7 +76,7 @@ pub struct Backbone {
     cut: Cut,
     width: usize,
     pixels: PixelFormat,
-    native_side: u32,
+    native_side: Option<u32>,
     fixed_side: Option<u32>,
     fixed_batch: Option<usize>,
     assumptions: Vec<String>,
@@ -132,7 +129,7 @@ impl Backbone {
             model: without_top.to_bytes(),
             width: place.features.ok_or_else(|| BackboneError::Width { model: file.clone(), tensor: place.tensor.clone() })?,
             cut: place,
-            native_side: card.map(|card| card.side).or(onnx::input(&model)?.side).unwrap_or(224),
+            native_side: card.map(|card| card.side).or(onnx::input(&model)?.side),
             fixed_side: input.side,
             fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()),
             pixels,
@@ -171,9 +168,15 @@ impl Backbone {
         &self.pixels
     }
 
-    /// Side of the images it was trained on, pixels.
+    /// Side of the images it was trained on, pixels; 224, the usual one, where neither its card nor its graph says.
     pub fn native_side(&self) -> u32 {
-        self.native_side
+        const USUAL: u32 = 224;
+        self.native_side.unwrap_or(USUAL)
+    }
+
+    /// Whether [`Self::native_side`] is known and not assumed.
+    pub fn native_side_known(&self) -> bool {
+        self.native_side.is_some()
     }
 
     /// The tensor that is read, and why.
@@ -194,24 +197,25 @@ impl Backbone {
     /// Refuses an image size that the network does not take.
     ///
     /// # Errors
-    /// When the size is fixed to another one, or is none.
+    /// When the size is fixed to another one.
     pub fn check_side(&self, side: u32) -> Result<(), BackboneError> {
         match self.fixed_side {
             Some(fixed) if fixed != side => Err(BackboneError::Side { model: self.file.clone(), fixed, asked: side }),
-            _ if !(1..=4096).contains(&side) => Err(BackboneError::NoSide(side)),
             _ => Ok(()),
         }
     }
 
-    /// What a user should know about this image size: a network that halves its map five times needs two cells at the end.
+    /// What a user should know about this image size: a network that halves its map five times has a single cell left of 32 px.
     pub fn warning_at(&self, side: u32) -> Option<String> {
         const USUAL: u32 = 128;
         const LEAST: u32 = 64;
-        (self.native_side >= USUAL && side < LEAST).then(|| {
+        let native = self.native_side();
+        (native >= USUAL && side < LEAST).then(|| {
+            let trained = if self.native_side_known() { "was trained at" } else { "was probably trained at" };
             format!(
-                "at {side} px the last feature map of a network trained at {} px is a single, nearly dead cell: expect poor \
-                 features (MobileNetV2 on CIFAR-10: 23 % at 32 px, 77 % at 96 px); give --input-size 96 or more",
-                self.native_side
+                "{} {trained} {native} px; at {side} px little is left of an image in its last layers: expect poor features (as \
+                 a measure, MobileNetV2 on CIFAR-10 gives 23 % at 32 px and 77 % at 96 px); give --input-size 96 or more",
+                self.name
             )
         })
     }

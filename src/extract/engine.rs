@@ -91,6 +91,7 @@ struct Done {
 pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: &AtomicBool) -> Result<Ended, ExtractError> {
     let started = Instant::now();
     let sessions = sessions(plan, runtime)?;
+    try_out(plan, &sessions[0])?;
     let provider = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).provider().to_owned();
     let target = Target {
         dir: plan.features.clone(),
@@ -150,6 +151,15 @@ fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, E
         sessions.push(Mutex::new(runtime.session(plan.backbone.model(), &options)?));
     }
     Ok(sessions)
+}
+
+/// One black image: a size that the network cannot take, or an answer of another width, is said before anything is written.
+fn try_out(plan: &Plan<'_>, session: &Mutex<Session>) -> Result<(), ExtractError> {
+    let (model, side, native) = (plan.backbone.file().to_path_buf(), plan.spec.side, plan.backbone.native_side());
+    match infer(plan, session, &vec![0.0; plan.spec.values()], 1) {
+        Err(ExtractError::Runtime(source)) => Err(ExtractError::Side { model, side, native, source }),
+        other => other.map(drop),
+    }
 }
 
 /// Feeds the workers, split by split, in the order of the source.
@@ -374,7 +384,7 @@ impl<'a> Tally<'a> {
                 self.quarantined += 1;
                 if self.quarantined == 1 {
                     let Quarantined { split, id, error, .. } = image;
-                    let text = format!("{split}: {id} cannot be used: {error}; it and others like it go to quarantine.parquet");
+                    let text = format!("{split}: {id} cannot be used: {error}; it and others like it are set aside");
                     (self.observe)(Event::Warned(text));
                 }
                 tracing::warn!(target: "tlpipe::quarantine", "{}/{}: {}", image.split, image.id, image.error);
@@ -400,6 +410,12 @@ impl<'a> Tally<'a> {
     #[allow(clippy::cast_precision_loss)]
     fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, provider: String, seconds: f64) -> Extraction {
         self.close();
+        if self.quarantined > 0 {
+            let place = plan.features.join("quarantine.parquet");
+            let text =
+                format!("{} of {} images cannot be used: {} says why for each", self.quarantined, self.done(), place.display());
+            (self.observe)(Event::Warned(text));
+        }
         Extraction {
             rows: self.new + self.reused,
             new: self.new,

@@ -35,6 +35,21 @@ pub enum ExtractError {
         /// Values an image that were declared.
         expected: usize,
     },
+    /// The backbone does not take images of this size.
+    #[error(
+        "{model}: it fails on an image of {side} x {side} pixels: {source}\n{}",
+        if *.native > *.side { format!("it was made for {native} px: give a larger --input-size") } else { "look at it with tlpipe models inspect".into() }
+    )]
+    Side {
+        /// The ONNX file.
+        model: PathBuf,
+        /// Side of the image, pixels.
+        side: u32,
+        /// Side of the images it was made for, pixels.
+        native: u32,
+        /// What ONNX Runtime says.
+        source: RuntimeError,
+    },
     /// The backbone gave values that are no numbers.
     #[error(
         "{model}: the features of {split}/{id} hold NaN or infinite values; the backbone or its preprocessing is wrong \
@@ -49,7 +64,7 @@ pub enum ExtractError {
         id: String,
     },
     /// A worker thread ended without an answer.
-    #[error("a worker thread stopped unexpectedly; what was recorded is kept, run tlpipe extract again to go on")]
+    #[error("a worker thread stopped unexpectedly; what was recorded is kept, go on with the same command")]
     Worker,
     /// Not one image of the source could be used.
     #[error("none of the {0} images could be used; quarantine.parquet in the feature store says why for each")]

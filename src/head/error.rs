@@ -61,7 +61,9 @@ pub enum HeadError {
         row: usize,
     },
     /// Weights that no fit can give.
-    #[error("a weight is not finite, or a deviation is not above 0; fit the head again: tlpipe fit-head")]
+    #[error(
+        "a weight is not finite, or a deviation is not above 0; fit the head again: tlpipe fit-head with the same pipeline or flags"
+    )]
     Unusable,
     /// Nothing is left to train on.
     #[error(
@@ -74,9 +76,7 @@ pub enum HeadError {
         fraction: f64,
     },
     /// The training rows are all of one class.
-    #[error(
-        "all {rows} training rows are of class {class:?}; a classifier needs two: add images of another class, or set head.split = \"stratified\" if the source is sorted by class"
-    )]
+    #[error("all {rows} training rows are of class {class:?}; a classifier needs two: add images of another class")]
     OneClass {
         /// The only class.
         class: String,
@@ -113,7 +113,7 @@ pub enum HeadError {
         source: std::io::Error,
     },
     /// A head file is not what it should be.
-    #[error("{path}: {reason}; fit the head again: tlpipe fit-head")]
+    #[error("{path}: {reason}; fit the head again: tlpipe fit-head with the same pipeline or flags")]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -128,7 +128,8 @@ impl HeadParams {
         if self.batch_size == 0 {
             return wrong("batch_size", &self.batch_size, "at least 1");
         }
-        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+        // In f32, in which it works.
+        if !(self.learning_rate.is_finite() && self.learning_rate as f32 > 0.0) {
             return wrong("learning_rate", &self.learning_rate, "a finite number above 0, such as 1e-3");
         }
         if !(0.0..1.0).contains(&self.validation_split) {

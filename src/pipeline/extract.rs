@@ -8,7 +8,8 @@ use crate::dataset::{Dataset, SourceOptions, synth};
 use crate::events::Event;
 use crate::extract::{Backbone, Ended, Plan, extract as run_engine};
 use crate::image::ImageSpec;
-use crate::runtime::{Device, Runtime, UnknownDevice, locate};
+use crate::run::RunDir;
+use crate::runtime::{Device, Runtime, locate};
 use crate::store::{Manifest, SourceRecord};
 
 /// Whether a stage had anything to do.
@@ -27,6 +28,15 @@ pub struct Extracted {
     pub outcome: StageOutcome,
     /// The store.
     pub manifest: Manifest,
+}
+
+/// What the features are for: what stands in the way of a later stage is said before the first one has cost anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// The features themselves.
+    Features,
+    /// A head is fitted on them: there must be labels, and a place for the run.
+    Head,
 }
 
 /// Opens the images that a pipeline names.
@@ -48,25 +58,18 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
     Ok(Dataset::open(&paths, &options)?)
 }
 
-/// Brings the feature store up to date; with `rebuild`, makes it anew whatever is there.
+/// Brings the feature store up to date for a goal; with `rebuild`, makes it anew whatever is there.
 ///
 /// # Errors
 /// When the images, the backbone, ONNX Runtime or the store cannot be used, or the user stopped it.
-pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Result<Extracted, PipelineError> {
+pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool, goal: Goal) -> Result<Extracted, PipelineError> {
     let settings = &pipeline.settings;
-    let device: Device = settings
-        .runtime
-        .device
-        .parse()
-        .map_err(|error: UnknownDevice| PipelineError::Settings { origin: "runtime.device".into(), reason: error.to_string() })?;
-    for (key, found, most) in
-        [("runtime.batch", settings.runtime.batch, 4096), ("runtime.threads", settings.runtime.threads, 256)]
-    {
-        if found > most {
-            return Err(PipelineError::Settings { origin: key.into(), reason: format!("{found} is above the limit of {most}") });
-        }
-    }
+    let device = settings.runtime.device()?;
     let dataset = open_dataset(&settings.data, context)?;
+    if goal == Goal::Head {
+        trainable(&dataset, settings.data.source.as_deref().unwrap_or_default())?;
+        RunDir::new(&pipeline.run).prepare()?;
+    }
     let backbone = backbone(pipeline, context)?;
     let spec = ImageSpec {
         side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
@@ -109,13 +112,37 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool) -> Res
         rebuild,
         device,
         threads,
-        batch: settings.runtime.batch.max(1),
+        batch: settings.runtime.batch,
     };
     match context.stoppable(|| run_engine(&plan, &runtime, context.observe, context.stop))? {
         Ended::Finished(manifest) => Ok(Extracted { outcome: StageOutcome::Ran, manifest: *manifest }),
         Ended::Interrupted { done, total } => {
             Err(Interrupted(format!("stopped after {done} of {total} images; they are kept, go on with the same command")).into())
         }
+    }
+}
+
+/// Refuses images that no head can be fitted on.
+fn trainable(dataset: &Dataset, source: &str) -> Result<(), PipelineError> {
+    let no = |reason: String| Err(PipelineError::NotTrainable { source_name: source.to_owned(), reason });
+    let Some(train) = dataset.splits().iter().find(|split| &*split.name == "train") else {
+        let found = dataset.splits().iter().map(|split| &*split.name).collect::<Vec<_>>().join(", ");
+        return no(format!(
+            "no images to train on: there is no split `train` (splits found: {found}); name the folder, file or rows `train`, or \
+             choose the column with --split-column"
+        ));
+    };
+    let mut present = dataset.classes().iter().zip(&train.per_class).filter(|(_, rows)| **rows > 0);
+    match (present.next(), present.next()) {
+        (None, _) => no(format!(
+            "none of the {} images of train has a label, and a head needs labels: put the images of each class in a folder of its \
+             own, or choose the column with --label-column (tlpipe extract makes features without labels)",
+            train.rows
+        )),
+        (Some((class, _)), None) => no(format!(
+            "all labelled images of train are of class {class:?}, and a classifier needs two: add images of another class"
+        )),
+        _ => Ok(()),
     }
 }
 

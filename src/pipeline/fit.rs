@@ -41,6 +41,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     {
         return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
     }
+    run.prepare()?;
     let manifest = store.manifest();
     let started = Instant::now();
     let rows = Rows::load(&store, params.split)?;
@@ -105,6 +106,11 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         Some(test) => score(test, &(0..test.ids.len()).collect::<Vec<_>>(), "test")?,
         None => None,
     };
+    if validation.is_none() && test.is_none() {
+        let text = "nothing is scored on images that the head has not seen: there is no hold-out and no labelled test split; \
+                    set head.validation_split above 0, or add a test split";
+        (context.observe)(Event::Warned(text.into()));
+    }
     let metrics = Metrics {
         schema: METRICS_SCHEMA,
         store_key: manifest.key.clone(),

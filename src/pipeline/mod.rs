@@ -8,20 +8,21 @@ mod settings;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use extract::{Extracted, StageOutcome, extract, open_dataset};
+pub use extract::{Extracted, Goal, StageOutcome, extract, open_dataset};
 pub use fit::{Fit, fit_head};
 pub use report::{Reported, report};
 pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, RuntimeSettings, Settings};
 
 use crate::assets::Search;
 use crate::events::Observer;
+use crate::head::ParamGuard as _;
 use crate::runtime::RuntimeOptions;
 
 /// Anything that a stage can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// The pipeline file cannot be read.
-    #[error("{path}: {source}; name a pipeline file, or give --data and --model")]
+    #[error("{path}: {source}; name a pipeline file, or give --data PATH")]
     File {
         /// The file.
         path: PathBuf,
@@ -40,8 +41,28 @@ pub enum PipelineError {
     #[error("no images named: give --data PATH, or `source` below [data] in a pipeline file")]
     NoSource,
     /// Neither a source nor a store is named.
-    #[error("no features named: give a pipeline file, or --features DIR")]
+    #[error("neither images nor features named: give --data PATH or --features DIR, or `source` below [data] in a pipeline file")]
     NoFeatures,
+    /// Two folders that must differ are one.
+    #[error("{path}: this is both {one} and {other}; name another folder with {flag}")]
+    SameFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        one: &'static str,
+        /// What else it is.
+        other: &'static str,
+        /// What names another one.
+        flag: &'static str,
+    },
+    /// No head can be fitted on these images.
+    #[error("{source_name}: {reason}")]
+    NotTrainable {
+        /// The source.
+        source_name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A model or data set cannot be found.
     #[error(transparent)]
     Assets(#[from] crate::assets::AssetError),
@@ -71,7 +92,8 @@ pub enum PipelineError {
     Head(#[from] crate::head::HeadError),
     /// A feature is no number.
     #[error(
-        "the features of {id} hold NaN or infinite values: make them anew with tlpipe extract --rebuild, \
+        "the features of {id} hold NaN or infinite values: make them anew with tlpipe extract --rebuild and the same \
+         pipeline or flags, \
          and look at the backbone with tlpipe models inspect"
     )]
     BadFeatures {
@@ -87,6 +109,21 @@ pub enum PipelineError {
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+}
+
+impl PipelineError {
+    /// Whether the user asked for something that cannot be, rather than something having failed.
+    pub fn is_usage(&self) -> bool {
+        use crate::head::HeadError;
+        matches!(
+            self,
+            Self::Settings { .. }
+                | Self::NoSource
+                | Self::NoFeatures
+                | Self::SameFolder { .. }
+                | Self::Head(HeadError::Parameter { .. })
+        )
+    }
 }
 
 /// The user stopped a stage; what was done is kept.
@@ -142,8 +179,10 @@ impl Pipeline {
     /// Settles what the settings leave open.
     ///
     /// # Errors
-    /// When neither a source nor a features folder is named.
+    /// When a value is out of its range, neither a source nor a features folder is named, or one folder is to be two things.
     pub fn new(settings: Settings, file: Option<&Path>) -> Result<Self, PipelineError> {
+        settings.head.check_ref()?;
+        settings.check_ranges()?;
         let output = &settings.output;
         let source = settings.data.source.as_deref().map(short_name);
         let from_features = || output.features.as_ref().map(|path| short_name(&path.to_string_lossy()));
@@ -153,6 +192,16 @@ impl Pipeline {
         }
         let features = output.features.clone().unwrap_or_else(|| Path::new("features").join(&name));
         let run = output.run.clone().unwrap_or_else(|| Path::new("runs").join(&name));
+        let source = settings.data.source.as_deref().map(Path::new);
+        for (path, one, with, other, flag) in [
+            (&run, "the run folder", Some(features.as_path()), "the feature store", "--run"),
+            (&run, "the run folder", source, "the source of images", "--run"),
+            (&features, "the feature store", source, "the source of images", "--features"),
+        ] {
+            if with.is_some_and(|with| same_folder(path, with)) {
+                return Err(PipelineError::SameFolder { path: path.clone(), one, other, flag });
+            }
+        }
         Ok(Self { file: file.map(Path::to_path_buf), settings, name, features, run })
     }
 
@@ -166,6 +215,11 @@ impl Pipeline {
         toml::to_string(&settings)
             .map_err(|error| PipelineError::Settings { origin: "pipeline.toml".into(), reason: error.to_string() })
     }
+}
+
+fn same_folder(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
+    a == b || place(a).is_some_and(|a| place(b) == Some(a))
 }
 
 /// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.

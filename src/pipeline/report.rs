@@ -102,16 +102,13 @@ fn facts(pipeline: &Pipeline, manifest: &Manifest) -> StoreFacts {
     }
 }
 
-/// The images behind some rows. The hold-out is part of the source's train split, unless the source has one of its own.
+/// The images behind some rows of a split of the source.
 fn images(pipeline: &Pipeline, context: &Context<'_>, split: &str, ids: &[String]) -> HashMap<String, Vec<u8>> {
     // Pictures are worth a look on this machine, not a download.
     let search = Search { offline: true, ..context.search.clone() };
     let context = &Context { search, library: None, ..*context };
-    let found = open_dataset(&pipeline.settings.data, context).and_then(|dataset| {
-        let own = dataset.splits().iter().any(|known| known.name.as_ref() == split);
-        let split = if own { split } else { "train" };
-        Ok(dataset.images(split, &ids.iter().cloned().collect::<HashSet<_>>())?)
-    });
+    let found = open_dataset(&pipeline.settings.data, context)
+        .and_then(|dataset| Ok(dataset.images(split, &ids.iter().cloned().collect::<HashSet<_>>())?));
     match found {
         Ok(images) => images.into_iter().map(|(id, bytes)| (id, bytes.to_vec())).collect(),
         Err(error) => {

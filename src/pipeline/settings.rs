@@ -9,6 +9,14 @@ use super::PipelineError;
 use crate::extract::PixelScale;
 use crate::head::HeadParams;
 use crate::image::Resize;
+use crate::runtime::{Device, UnknownDevice};
+
+/// Threads above this are a slip of the finger.
+const MOST_THREADS: usize = 256;
+/// Images a batch above this cost memory and gain nothing.
+const MOST_BATCH: usize = 4096;
+/// Largest side of an input image, pixels.
+const MOST_PIXELS: u32 = 4096;
 
 /// A pipeline as a user writes it; every key may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -108,6 +116,14 @@ impl Default for RuntimeSettings {
     }
 }
 
+impl RuntimeSettings {
+    /// The device, as a type.
+    pub(super) fn device(&self) -> Result<Device, PipelineError> {
+        let wrong = |error: UnknownDevice| PipelineError::Settings { origin: "runtime.device".into(), reason: error.to_string() };
+        self.device.parse().map_err(wrong)
+    }
+}
+
 /// One setting given on the command line: `head.learning_rate` and its value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
@@ -138,7 +154,12 @@ impl Settings {
         let origin = file.map_or_else(|| "command line".to_owned(), |file| file.display().to_string());
         let mut table = match file {
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| PipelineError::File { path: path.into(), source })?;
+                let bytes = std::fs::read(path).map_err(|source| PipelineError::File { path: path.into(), source })?;
+                let no_text = |_| PipelineError::Settings {
+                    origin: origin.clone(),
+                    reason: "not text in UTF-8; a pipeline file is TOML (tlpipe run --help shows how to do without one)".into(),
+                };
+                let text = String::from_utf8(bytes).map_err(no_text)?;
                 text.parse::<Table>()
                     .map_err(|error| PipelineError::Settings { origin: origin.clone(), reason: error.to_string() })?
             }
@@ -157,8 +178,41 @@ impl Settings {
         }
         Value::Table(table)
             .try_into()
-            .map_err(|error: toml::de::Error| PipelineError::Settings { origin, reason: error.to_string().trim().to_owned() })
+            .map_err(|error: toml::de::Error| PipelineError::Settings { origin, reason: plain(error.to_string().trim()) })
     }
+
+    /// Refuses values of `[backbone]` and `[runtime]` that cannot be; those of `[head]` are checked by the head.
+    pub(super) fn check_ranges(&self) -> Result<(), PipelineError> {
+        let wrong = |key: &str, reason: String| Err(PipelineError::Settings { origin: key.into(), reason });
+        let (runtime, side) = (&self.runtime, self.backbone.input_size);
+        runtime.device()?;
+        if runtime.threads > MOST_THREADS {
+            return wrong("runtime.threads", format!("{} is above the limit of {MOST_THREADS}", runtime.threads));
+        }
+        if !(1..=MOST_BATCH).contains(&runtime.batch) {
+            return wrong("runtime.batch", format!("{} images a batch; give 1 to {MOST_BATCH}", runtime.batch));
+        }
+        match side {
+            Some(side) if !(1..=MOST_PIXELS).contains(&side) => {
+                wrong("backbone.input_size", format!("{side} pixels; give 1 to {MOST_PIXELS}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Says what serde says without its names of types.
+fn plain(message: &str) -> String {
+    const WORDS: [(&str, &str); 7] = [
+        ("expected usize", "expected a whole number from 0"),
+        ("expected u64", "expected a whole number from 0"),
+        ("expected u32", "expected a whole number from 0"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("unknown variant", "unknown value"),
+        ("floating point", "number"),
+    ];
+    WORDS.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// Checks that every key exists, and offers the nearest one where it does not. The keys are those of the types above.

@@ -33,7 +33,7 @@ pub enum ReportError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// `predictions.parquet` is not what it should be.
-    #[error("{path}: {reason}; fit the head again: tlpipe fit-head")]
+    #[error("{path}: {reason}; fit the head again: tlpipe fit-head with the same pipeline or flags")]
     Predictions {
         /// The file.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ReportError {
     /// The files of the run come from different fits.
     #[error(
         "{run}: metrics.json says {recorded} of split {split}, predictions.parquet says {found}: they come from different fits; \
-         fit the head again: tlpipe fit-head"
+         fit the head again: tlpipe fit-head with the same pipeline or flags"
     )]
     Disagree {
         /// The run directory.
@@ -58,7 +58,7 @@ pub enum ReportError {
     /// The features were made anew since the head was fitted.
     #[error(
         "{run}: the head was fitted on features with key {recorded}, {store} now has key {found}; \
-         fit the head again: tlpipe fit-head"
+         fit the head again: tlpipe fit-head with the same pipeline or flags"
     )]
     OtherStore {
         /// The run directory.

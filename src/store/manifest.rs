@@ -119,7 +119,7 @@ impl Manifest {
     /// # Errors
     /// When there is none, or it is damaged or of another version.
     pub fn read(dir: &Path) -> Result<Self, StoreError> {
-        const REMEDY: &str = "make the features anew with: tlpipe extract --rebuild";
+        const REMEDY: &str = "make the features anew: tlpipe extract --rebuild with the same pipeline or flags";
         let path = dir.join("store.json");
         let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason, remedy: REMEDY };
         let text = match fs::read_to_string(&path) {

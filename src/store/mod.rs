@@ -42,14 +42,24 @@ pub enum StoreError {
         /// Why.
         source: std::io::Error,
     },
+    /// The folder cannot be made or written.
+    #[error("{path}: the features cannot be written here ({source}); name another folder with --features")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// No store here.
-    #[error("{0}: no feature store here (store.json is missing); make one first: tlpipe extract")]
+    #[error("{0}: no feature store here (store.json is missing); make one first: tlpipe extract with the same pipeline or flags")]
     Missing(PathBuf),
     /// The folder holds something else.
     #[error("{0}: this folder is not empty and holds no feature store; name another folder with --features")]
     Foreign(PathBuf),
     /// Extraction did not finish.
-    #[error("{0}: the extraction has not finished; go on with: tlpipe extract (nothing that was done is lost)")]
+    #[error(
+        "{0}: the extraction has not finished; go on with tlpipe extract and the same pipeline or flags (nothing that was done is lost)"
+    )]
     Incomplete(PathBuf),
     /// The features were made in another way.
     #[error(
@@ -88,7 +98,7 @@ pub enum StoreError {
 }
 
 /// What mends a damaged shard: `extract` finds it by its hash and makes its rows anew.
-const REPAIR: &str = "run tlpipe extract again: it makes the damaged rows anew";
+const REPAIR: &str = "run tlpipe extract again with the same pipeline or flags: it makes the damaged rows anew";
 
 impl StoreError {
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {

@@ -96,10 +96,13 @@ impl StoreWriter {
     /// When the folder cannot be written, is locked, holds something else, or holds features of another key.
     pub fn open(target: Target, rebuild: bool) -> Result<Self, StoreError> {
         let dir = target.dir;
-        fs::create_dir_all(&dir).map_err(StoreError::io(&dir))?;
+        let unwritable = |source| StoreError::Folder { path: dir.clone(), source };
+        fs::create_dir_all(&dir).map_err(unwritable)?;
         let previous = match Manifest::read(&dir) {
             Ok(_) | Err(StoreError::Damaged { .. }) if rebuild => None,
             Ok(manifest) if manifest.key_parts == target.key_parts => Some(manifest),
+            // An extraction that failed before its first row binds nobody.
+            Ok(manifest) if manifest.shards.is_empty() && manifest.retired.is_empty() => None,
             Ok(manifest) => {
                 let differences = manifest.key_parts.differences(&target.key_parts);
                 return Err(StoreError::OtherKey { dir, differences });
@@ -336,7 +339,7 @@ fn index(shards: &[ShardRecord], rows: Vec<Vec<Row>>) -> Index {
 
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(".lock");
-    let file = File::create(&path).map_err(StoreError::io(&path))?;
+    let file = File::create(&path).map_err(|source| StoreError::Folder { path: dir.into(), source })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(StoreError::Locked(dir.into())),

@@ -32,6 +32,7 @@ fn bad_images_are_quarantined_and_the_others_used() {
     put("bad_huge.png", &huge);
     let ran = scratch.ok(&extract(&data));
     assert!(ran.stdout.contains("4 quarantined"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("4 of 14 images cannot be used"), "{}", ran.stderr);
     let store = Store::open(&scratch.path("f")).unwrap();
     assert_eq!(store.manifest().rows("train"), 10);
     let quarantine = store.quarantine().unwrap();
@@ -50,8 +51,10 @@ fn a_source_without_one_usable_image_is_an_error() {
     fs::write(scratch.path("photos/cat/a.jpg"), b"no").unwrap();
     let said = scratch.fails(1, &extract("photos"));
     assert!(said.contains("quarantine.parquet"), "{said}");
-    // And stays one.
+    // And stays one, which binds the folder to nothing.
     scratch.fails(1, &extract("photos"));
+    let said = scratch.fails(1, &[&extract("photos")[..], &["--resize", "crop"]].concat());
+    assert!(said.contains("quarantine.parquet"), "{said}");
 }
 
 #[test]
@@ -98,15 +101,46 @@ fn stores_and_runs_that_do_not_fit_are_refused() {
     let scratch = Scratch::new();
     let said = scratch.fails(1, &["fit-head", "--features", "nowhere", "--run", "r"]);
     assert!(said.contains("nowhere") && said.contains("tlpipe extract"), "{said}");
-    let said = scratch.fails(1, &["report", "--features", "nowhere", "--run", "nowhere"]);
+    let said = scratch.fails(1, &["report", "--features", "nowhere", "--run", "none"]);
     assert!(said.contains("tlpipe fit-head"), "{said}");
     let data = scratch.folders("photos", &["cat", "dog"], 4);
     scratch.ok(&extract(&data));
     let said = scratch.fails(1, &[&extract(&data)[..], &["--resize", "crop"]].concat());
     assert!(said.contains("resize: squash in the store, crop asked for") && said.contains("--rebuild"), "{said}");
     // A folder of one's own is not taken for a store.
-    let said = scratch.fails(1, &["extract", "--data", &data, "--model", "quickstart", "--features", &data]);
+    fs::create_dir_all(scratch.path("mine/letters")).unwrap();
+    let said = scratch.fails(1, &["extract", "--data", &data, "--model", "quickstart", "--features", "mine"]);
     assert!(said.contains("holds no feature store"), "{said}");
+    // What cannot be written is said before anything is done.
+    fs::write(scratch.path("file"), b"x").unwrap();
+    let ran = scratch.run(&[&["run"][..], &quick(&data, &["--features", "g", "--run", "file"])].concat());
+    assert!(ran.status == Some(1) && ran.stderr.contains("name another folder with --run"), "{}", ran.stderr);
+    assert!(!scratch.path("g").exists());
+    let said = scratch.fails(1, &[&["run"][..], &quick(&data, &["--features", "file/f", "--run", "h"])].concat());
+    assert!(said.contains("--features"), "{said}");
+}
+
+#[test]
+fn images_that_no_head_can_be_fitted_on_are_refused_before_the_extraction() {
+    let scratch = Scratch::new();
+    let run = |data: &str| scratch.fails(1, &[&["run"][..], &quick(data, &["--features", "f", "--run", "r"])].concat());
+    let one = scratch.folders("one", &["cat"], 3);
+    assert!(run(&one).contains("all labelled images of train are of class \"cat\""), "{}", run(&one));
+    fs::create_dir_all(scratch.path("flat")).unwrap();
+    let flat = scratch.folders("flat", &["."], 3);
+    assert!(run(&flat).contains("none of the 3 images of train has a label"), "{}", run(&flat));
+    scratch.folders("split/test", &["cat", "dog"], 3);
+    let said = run(&scratch.path("split").display().to_string());
+    assert!(said.contains("there is no split `train` (splits found: test)"), "{said}");
+    assert!(!scratch.path("f").exists());
+}
+
+#[test]
+fn a_run_without_unseen_images_says_so() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 4);
+    let ran = scratch.ok(&[&["run"][..], &quick(&data, &["--features", "f", "--run", "r", "--validation-split", "0"])].concat());
+    assert!(ran.stderr.contains("nothing is scored on images that the head has not seen"), "{}", ran.stderr);
 }
 
 #[test]
@@ -117,7 +151,7 @@ fn a_head_that_cannot_be_fitted_says_why() {
     let said = scratch.fails(1, &["fit-head", "--features", "f", "--run", "r"]);
     assert!(said.contains("class"), "{said}");
     for (setting, needle) in [("head.validation_split=1.5", "validation_split"), ("head.batch_size=0", "batch_size")] {
-        let said = scratch.fails(1, &["fit-head", "--features", "f", "--run", "r", "--set", setting]);
+        let said = scratch.fails(2, &["fit-head", "--features", "f", "--run", "r", "--set", setting]);
         assert!(said.contains(needle), "{said}");
     }
 }
