@@ -227,7 +227,7 @@ fn batch(
         let quarantined = |id, split: Arc<str>, error, content_hash| {
             Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
         };
-        let bytes = match image.read() {
+        let bytes = match image.read()? {
             Ok(bytes) => bytes,
             Err(reason) => {
                 outcomes.push(quarantined(id, split, reason, None));
