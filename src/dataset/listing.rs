@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::label::{ClassList, Counted, Label, Tally, class_list, splits, warnings};
 use super::place::Place;
@@ -24,7 +25,7 @@ pub(super) struct Entry {
 }
 
 /// A label as the table or the folder has it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Value {
     Index(i64),
     Name(String),

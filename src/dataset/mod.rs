@@ -114,9 +114,17 @@ impl Dataset {
     /// # Errors
     /// When there are no images, or the source as a whole is damaged or unclear; never for one bad image.
     pub fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<Self, DatasetError> {
+        Self::open_cached(paths, options, None)
+    }
+
+    /// The same with a folder in which to remember what is costly to find out: where the images of a shard in an object store lie.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_cached(paths: &[PathBuf], options: &SourceOptions, cache: Option<&Path>) -> Result<Self, DatasetError> {
         let origin = paths.first().cloned().unwrap_or_default();
         let found = files::find(paths)?;
-        let mut opened = open(&origin, &found, options)?;
+        let mut opened = open(&origin, &found, options, cache)?;
         opened.warnings.splice(0..0, found.warnings);
         Ok(Self { origin, options: options.clone(), opened })
     }
@@ -197,7 +205,7 @@ impl Dataset {
 }
 
 /// Tells the kind of source by its files.
-fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened, DatasetError> {
+fn open(origin: &Path, found: &Found, options: &SourceOptions, cache: Option<&Path>) -> Result<Opened, DatasetError> {
     let of = |wanted: fn(&SourceFile) -> bool| found.files.iter().filter(|file| wanted(file)).cloned().collect::<Vec<_>>();
     let (images, parquet, csv) = (of(SourceFile::is_image), of(|file| file.extension() == "parquet"), of(table::is_csv));
     let left_out = |mut opened: Opened, used: &[SourceFile]| {
@@ -221,7 +229,7 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened,
     if let Some(first) = shards.first()
         && webdataset::has_images(&first.place)?
     {
-        return webdataset::open(origin, &shards, options).map(|opened| left_out(opened, &shards));
+        return webdataset::open(origin, &shards, options, cache).map(|opened| left_out(opened, &shards));
     }
     if folders::has_classes(&images) || (!images.is_empty() && csv.is_empty() && parquet.is_empty()) {
         let mut opened = folders::open(origin, found, images.clone()).map(|opened| left_out(opened, &images))?;

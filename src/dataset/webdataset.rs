@@ -3,12 +3,15 @@
 //! A shard is gone through once when the source is opened: headers and labels are read, images are passed over. Their places are
 //! remembered, so that they are then read in the order in which they lie.
 
+mod index;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::parquet::file::reader::Length as _;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::columns::LABEL_NAMES;
@@ -18,6 +21,7 @@ use super::listing::Value;
 use super::place::{self, Access, MAX_BYTES, Place};
 use super::split::{self, Split, TRAIN};
 use super::{DatasetError, Encoded, Opened, Record, Records, Source, SourceOptions, counted};
+use index::Index;
 
 /// The member of a label that is nothing else.
 const CLASS: &str = "cls";
@@ -25,13 +29,14 @@ const CLASS: &str = "cls";
 const MOST_LABEL: u64 = 1 << 20;
 
 /// Read ahead where each request costs a round trip: headers lie between the images, which are then read one after the other.
+const FIRST_AHEAD: u64 = 64 << 10;
 const HEADERS_AHEAD: u64 = 1 << 20;
 const IMAGES_AHEAD: u64 = 8 << 20;
 
 /// One image with its label.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Sample {
-    key: Arc<str>,
+    key: Box<str>,
     label: Option<Value>,
     /// Where its image begins in the shard.
     offset: u64,
@@ -56,7 +61,7 @@ struct Scanned {
 }
 
 /// What was not used, and an example of each.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Notes {
     without_image: Few,
     more_images: Few,
@@ -65,7 +70,7 @@ struct Notes {
     fields: BTreeSet<String>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Few {
     count: usize,
     first: Option<String>,
@@ -108,7 +113,7 @@ pub(super) fn is_shard(file: &SourceFile) -> bool {
 /// # Errors
 /// When the file is no tar archive.
 pub(super) fn has_images(place: &Place) -> Result<bool, DatasetError> {
-    let access = place.access(HEADERS_AHEAD)?;
+    let access = place.access(FIRST_AHEAD)?;
     let mut found = false;
     members(place, &access, |member, _| {
         found = is_image_extension(member.last_extension());
@@ -121,8 +126,13 @@ pub(super) fn has_images(place: &Place) -> Result<bool, DatasetError> {
 ///
 /// # Errors
 /// When a file is damaged, or labels do not go together.
-pub(super) fn open(origin: &Path, files: &[SourceFile], options: &SourceOptions) -> Result<Opened, DatasetError> {
-    let scanned = place::each(files, |file| &file.place, |file| scan(file, options))?;
+pub(super) fn open(
+    origin: &Path,
+    files: &[SourceFile],
+    options: &SourceOptions,
+    cache: Option<&Path>,
+) -> Result<Opened, DatasetError> {
+    let scanned = place::each(files, |file| &file.place, |file| scan(file, options, cache))?;
     let paths: Vec<PathBuf> = scanned.iter().map(|scanned| scanned.shard.place.shown()).collect();
     let parts: Vec<Counted<'_>> = scanned
         .iter()
@@ -237,7 +247,18 @@ fn members(
     Ok(())
 }
 
-fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetError> {
+fn scan(file: &SourceFile, options: &SourceOptions, cache: Option<&Path>) -> Result<Scanned, DatasetError> {
+    let Index { samples, notes } = index::of(file, options, cache, || go_through(file, options))?;
+    let mut tally = Tally::default();
+    for (sample, row) in samples.iter().zip(0..) {
+        tally.add(Value::label(sample.label.as_ref()), row);
+    }
+    let split = Arc::from(split::of_path(&file.relative).as_deref().unwrap_or(TRAIN));
+    let name = slashed(&file.relative);
+    Ok(Scanned { shard: Shard { place: file.place.clone(), name, split, samples: Arc::new(samples) }, tally, notes })
+}
+
+fn go_through(file: &SourceFile, options: &SourceOptions) -> Result<Index, DatasetError> {
     let access = file.place.access(HEADERS_AHEAD)?;
     let name = slashed(&file.relative);
     let (mut drafts, mut by_key, mut notes) = (Vec::<Draft>::new(), HashMap::<Arc<str>, usize>::new(), Notes::default());
@@ -276,17 +297,12 @@ fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetEr
     let mut samples = Vec::with_capacity(drafts.len());
     for Draft { key, label, image } in drafts {
         match image {
-            Some((offset, bytes)) => samples.push(Sample { key, label, offset, bytes }),
+            Some((offset, bytes)) => samples.push(Sample { key: (*key).into(), label, offset, bytes }),
             None => notes.without_image.add(1, || format!("{name}#{key}")),
         }
     }
     samples.sort_by_key(|sample| sample.offset);
-    let mut tally = Tally::default();
-    for (sample, row) in samples.iter().zip(0..) {
-        tally.add(Value::label(sample.label.as_ref()), row);
-    }
-    let split = Arc::from(split::of_path(&file.relative).as_deref().unwrap_or(TRAIN));
-    Ok(Scanned { shard: Shard { place: file.place.clone(), name, split, samples: Arc::new(samples) }, tally, notes })
+    Ok(Index { samples, notes })
 }
 
 fn is_label(member: &Member, options: &SourceOptions) -> bool {

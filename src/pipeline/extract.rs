@@ -55,7 +55,7 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
         label_column: data.label_column.clone(),
         split_column: data.split_column.clone(),
     };
-    Ok(Dataset::open(&paths, &options)?)
+    Ok(Dataset::open_cached(&paths, &options, Some(&context.search.cache))?)
 }
 
 /// Brings the feature store up to date for a goal; with `rebuild`, makes it anew whatever is there.

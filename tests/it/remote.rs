@@ -4,21 +4,26 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use assert_cmd::Command;
 use serde_json::Value;
 use tlpipe::store::Store;
 
 use crate::s3::S3;
-use crate::support::{Ran, Scratch, finish, parquet, picture, png, quick};
+use crate::support::{Scratch, finish, parquet, picture, png, quick};
 
-fn run(scratch: &Scratch, s3: &S3, args: &[&str]) -> Ran {
+/// `tlpipe ARGS` for a user of this server, with a cache of its own: the indices of shards are remembered there.
+fn command(scratch: &Scratch, s3: &S3, args: &[&str]) -> Command {
     let mut command = scratch.command(args);
     s3.environment(&mut command);
-    finish(&mut command)
+    if let Some(library) = scratch.json(&["doctor"])["onnxruntime"]["path"].as_str() {
+        command.env("XDG_CACHE_HOME", scratch.path("cache")).env("ORT_DYLIB_PATH", library);
+    }
+    command
 }
 
 fn extract(scratch: &Scratch, s3: &S3, data: &str, features: &str) -> Value {
     let args = [&["extract"][..], &quick(data, &["--features", features, "--json"])].concat();
-    let ran = run(scratch, s3, &args);
+    let ran = finish(&mut command(scratch, s3, &args));
     assert_eq!(ran.status, Some(0), "{}{}", ran.stdout, ran.stderr);
     serde_json::from_str(&ran.stdout).unwrap()
 }
@@ -77,6 +82,9 @@ fn folders_parquet_and_shards_are_read_like_local_ones() {
         assert_eq!(again["up_to_date"], true, "{data}: {again}");
         let asked = s3.asked();
         assert!(asked.iter().all(|line| !line.contains(".png")), "{data}: {asked:?}");
+        // One look tells that the first shard is one; what is in both is remembered.
+        let shards = asked.iter().filter(|line| line.starts_with("GET /bucket/shards/")).count();
+        assert!(shards <= 1, "{data}: {asked:?}");
     }
 }
 
@@ -99,16 +107,15 @@ fn what_is_wrong_is_said_with_its_remedy() {
     let (scratch, s3) = (Scratch::new(), S3::start());
     fs::create_dir_all(s3.path("bucket/empty")).unwrap();
     fs::write(s3.path("bucket/list.csv"), "path,label\na.jpg,x\n").unwrap();
-    let inspect = |data: &str, change: &dyn Fn(&mut assert_cmd::Command)| {
-        let mut command = scratch.command(&["data", "inspect", data]);
-        s3.environment(&mut command);
+    let inspect = |data: &str, change: &dyn Fn(&mut Command)| {
+        let mut command = command(&scratch, &s3, &["data", "inspect", data]);
         command.env("TLPIPE_RETRY_SECONDS", "1");
         change(&mut command);
         let ran = finish(&mut command);
         assert_eq!(ran.status, Some(1), "{data}: {}{}", ran.stdout, ran.stderr);
         ran.stderr
     };
-    let same = |_: &mut assert_cmd::Command| {};
+    let same = |_: &mut Command| {};
     let text = inspect("s3://bucket/gone", &same);
     assert!(text.contains("s3://bucket/gone: nothing is there"), "{text}");
     let text = inspect("s3://no-bucket/photos", &same);
@@ -153,7 +160,7 @@ fn lines_that_break_are_asked_again() {
     let (scratch, s3) = (Scratch::new(), S3::start());
     shard(&s3.path("bucket/train-0000.tar"), &images());
     let address = s3.behind_a_bad_line(4, 1500);
-    let mut command = scratch.command(&[&["extract"][..], &quick("s3://bucket", &["--features", "f", "--json"])].concat());
+    let mut command = command(&scratch, &s3, &[&["extract"][..], &quick("s3://bucket", &["--features", "f", "--json"])].concat());
     s3.environment_at(address, &mut command);
     let ran = finish(&mut command);
     assert_eq!(ran.status, Some(0), "{}", ran.stderr);
@@ -171,9 +178,7 @@ fn a_server_that_stops_answering_ends_the_run_in_time_and_what_was_done_is_kept(
     let args = [&["extract"][..], &quick("s3://bucket", &["--features", "f", "--batch", "8", "--threads", "1"])].concat();
     s3.answer(50);
     let started = Instant::now();
-    let mut command = scratch.command(&args);
-    s3.environment(&mut command);
-    let ran = finish(command.env("TLPIPE_RETRY_SECONDS", "2"));
+    let ran = finish(command(&scratch, &s3, &args).env("TLPIPE_RETRY_SECONDS", "2"));
     assert_eq!(ran.status, Some(1), "{}{}", ran.stdout, ran.stderr);
     assert!(
         ran.stderr.contains("s3://bucket/") && ran.stderr.contains("503") && ran.stderr.contains("run the same command again")

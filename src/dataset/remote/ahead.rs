@@ -11,20 +11,24 @@ use super::object::{Object, Part};
 /// Windows that are kept: the columns of a Parquet file are read in turns.
 const KEPT: usize = 3;
 
-/// Reads an object window by window; where one window follows another, the next is fetched meanwhile.
+/// Windows that are on their way where one follows another.
+const COMING: usize = 3;
+
+/// Reads an object window by window; where one window follows another, the next ones are fetched meanwhile.
 #[derive(Debug)]
 pub(in super::super) struct ReadAhead {
     object: Object,
     window: u64,
     /// Where each begins, and its content.
     kept: VecDeque<(u64, Bytes)>,
-    next: Option<(u64, Part)>,
+    /// Windows on their way, in order.
+    next: VecDeque<(u64, Part)>,
     failure: Option<DatasetError>,
 }
 
 impl ReadAhead {
     pub(in super::super) fn new(object: Object, window: u64) -> Self {
-        Self { object, window: window.max(1), kept: VecDeque::new(), next: None, failure: None }
+        Self { object, window: window.max(1), kept: VecDeque::new(), next: VecDeque::new(), failure: None }
     }
 
     pub(in super::super) fn bytes(&self) -> u64 {
@@ -78,18 +82,30 @@ impl ReadAhead {
     }
 
     fn fetch(&mut self, start: u64) -> io::Result<(u64, Bytes)> {
-        // The end of a file is where its index is: it comes in one piece.
-        let begin = if self.kept.is_empty() { start.min(self.bytes().saturating_sub(self.window)) } else { start };
-        let follows = self.kept.iter().any(|(begin, window)| begin + window.len() as u64 == start);
         let (window, bytes) = (self.window, self.bytes());
         let range = |begin: u64| begin..begin.saturating_add(window).min(bytes);
-        let part = match self.next.take() {
-            Some((at, part)) if at == begin => part,
-            _ => self.object.part(range(begin)),
+        // The end of a file is where its index is: it comes in one piece.
+        let begin = if self.kept.is_empty() { start.min(bytes.saturating_sub(window)) } else { start };
+        // What is passed over is so little that the windows after this one will be wanted, too.
+        let follows = self
+            .kept
+            .iter()
+            .map(|(begin, window)| begin + window.len() as u64)
+            .any(|end| start.checked_sub(end).is_some_and(|gap| gap <= window / 2));
+        while self.next.front().is_some_and(|(at, _)| range(*at).end <= begin) {
+            self.next.pop_front();
+        }
+        let (begin, part) = match self.next.pop_front() {
+            Some((at, part)) if at <= begin => (at, part),
+            _ => {
+                self.next.clear();
+                (begin, self.object.part(range(begin)))
+            }
         };
-        let after = range(begin).end;
-        if follows && after < self.bytes() {
-            self.next = Some((after, self.object.part(range(after))));
+        let mut after = self.next.back().map_or(range(begin).end, |(at, _)| range(*at).end);
+        while follows && self.next.len() < COMING && after < bytes {
+            self.next.push_back((after, self.object.part(range(after))));
+            after = range(after).end;
         }
         let window = self.wait(part)?;
         if self.kept.len() == KEPT {
