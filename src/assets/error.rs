@@ -23,6 +23,9 @@ pub enum AssetError {
     /// Known, but its file is nowhere, and may not or cannot be downloaded.
     #[error(transparent)]
     Absent(Box<Absent>),
+    /// An address, where nothing may be asked.
+    #[error("{0}: not on this machine, and --offline forbids to ask for it; leave out --offline, or copy it and give the path")]
+    Offline(String),
     /// A file could not be read or written.
     #[error("{path}: {source}; {remedy}")]
     Io {

@@ -105,7 +105,7 @@ impl Located {
 /// A data set that is at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocatedData {
-    /// Its files; or the one path (or pattern) that was given.
+    /// Its files; or the one path (or pattern, or address) that was given.
     pub paths: Vec<PathBuf>,
     /// Where it was found, for people.
     pub how: String,
@@ -201,11 +201,17 @@ impl Finder {
         Err(absent(Some(attempts)))
     }
 
-    /// A data set by path, pattern or name; downloaded where it is allowed and needed.
+    /// A data set by path, pattern, address or name; downloaded where it is allowed and needed. An address is left to who reads it.
     ///
     /// # Errors
     /// When it is unknown, not at hand and not to be had.
     pub fn dataset(&self, name_or_path: &str, observer: Observer<'_>) -> Result<LocatedData, AssetError> {
+        if name_or_path.contains("://") {
+            if self.search.offline && !name_or_path.starts_with("file://") {
+                return Err(AssetError::Offline(name_or_path.to_owned()));
+            }
+            return Ok(LocatedData { paths: vec![name_or_path.into()], how: "address".into(), card: None });
+        }
         let path = self.search.workdir.join(name_or_path);
         let pattern = name_or_path.contains(['*', '?', '[']);
         if path.exists() || pattern {

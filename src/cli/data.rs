@@ -31,7 +31,7 @@ pub enum DataCommand {
 /// Arguments of `tlpipe data inspect`.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArgs {
-    /// A data set's name, or a path.
+    /// A data set's name, a path, or an address.
     source: String,
     #[command(flatten)]
     columns: ColumnArgs,

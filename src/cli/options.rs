@@ -52,7 +52,8 @@ pub struct ColumnArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Images and backbone")]
 pub struct ImageArgs {
-    /// Images: a data set's name, or a path to class folders, Parquet, a table of paths, CIFAR binary [data.source].
+    /// Images: a data set's name, or a path to class folders, Parquet, WebDataset, a table of paths, CIFAR binary; the first three also
+    /// by address, as in s3://bucket/photos [data.source].
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
     #[command(flatten)]

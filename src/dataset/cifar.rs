@@ -12,8 +12,12 @@ use flate2::read::GzDecoder;
 
 use super::files::SourceFile;
 use super::label::{Counted, Label, Tally, class_list, splits, warnings};
+use super::place::Place;
 use super::split::{Split, TRAIN};
 use super::{DatasetError, Encoded, Opened, Record, Records, Source, SourceOptions};
+
+/// What these files are, for a message.
+const WHAT: &str = "a CIFAR binary file";
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
@@ -61,13 +65,13 @@ struct Cifar {
 
 /// The file is an archive of tar and gzip by its name.
 pub(super) fn is_archive(file: &SourceFile) -> bool {
-    let name = file.path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let name = file.name().to_lowercase();
     name.ends_with(".tar.gz") || name.ends_with(".tgz")
 }
 
 /// The file is one of CIFAR's binary files by its name.
 pub(super) fn is_member(file: &SourceFile) -> bool {
-    file.relative.file_name().is_some_and(|name| is_member_name(&name.to_string_lossy()))
+    is_member_name(&file.name())
 }
 
 fn is_member_name(name: &str) -> bool {
@@ -84,16 +88,18 @@ pub(super) fn open(origin: &Path, files: &[SourceFile], options: &SourceOptions)
     let mut texts: Vec<(String, String)> = Vec::new();
     for file in files {
         if is_archive(file) {
-            read_archive(&file.path, &mut members, &mut texts)?;
+            read_archive(file.place.local(WHAT)?, &mut members, &mut texts)?;
             continue;
         }
-        let name = file.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file.name();
         if is_member_name(&name) {
-            let bytes = std::fs::metadata(&file.path).map_err(DatasetError::io(&file.path))?.len();
-            let labels = labels_of_file(&file.path, label_bytes(&name))?;
-            members.push(Scanned { member: Member { path: file.path.clone(), offset: None, name, bytes }, labels });
+            let path = file.place.local(WHAT)?;
+            let bytes = std::fs::metadata(path).map_err(DatasetError::io(path))?.len();
+            let labels = labels_of_file(path, label_bytes(&name))?;
+            members.push(Scanned { member: Member { path: path.to_owned(), offset: None, name, bytes }, labels });
         } else if is_names(&name) {
-            let text = std::fs::read_to_string(&file.path).map_err(DatasetError::io(&file.path))?;
+            let path = file.place.local(WHAT)?;
+            let text = std::fs::read_to_string(path).map_err(DatasetError::io(path))?;
             texts.push((name, text));
         }
     }
@@ -287,10 +293,10 @@ impl Source for Cifar {
         }))
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    fn files(&self) -> Vec<Place> {
         let mut files: Vec<PathBuf> = self.members.iter().map(|(_, member)| member.path.clone()).collect();
         files.dedup();
-        files
+        files.into_iter().map(Place::File).collect()
     }
 }
 
@@ -302,7 +308,7 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    use super::super::fixture::{labelled, open, records, refused, splits, write};
+    use super::super::fixture::{labelled, open, records, refused, splits, tar, write};
     use super::super::{Dataset, SourceOptions};
     use super::*;
 
@@ -333,14 +339,9 @@ mod tests {
     }
 
     fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
-        let mut archive = tar::Builder::new(Vec::new());
-        for (name, content) in files {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            archive.append_data(&mut header, name, &content[..]).unwrap();
-        }
+        let members: Vec<(&str, &[u8])> = files.iter().map(|(name, content)| (*name, content.as_slice())).collect();
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(&archive.into_inner().unwrap()).unwrap();
+        gzip.write_all(&tar(&members)).unwrap();
         gzip.finish().unwrap()
     }
 
@@ -356,7 +357,7 @@ mod tests {
             assert_eq!(splits(&dataset), [("train", 3), ("test", 1)]);
             let expected = [("data_batch_1.bin#0", 3), ("data_batch_1.bin#1", 0), ("data_batch_2.bin#0", 9)];
             assert_eq!(labelled(&dataset, "train"), expected.map(|(id, label)| (id.to_owned(), Some(label))));
-            let second = crate::image::decode(&records(&dataset, "train")[1].image.read().unwrap()).unwrap();
+            let second = crate::image::decode(&records(&dataset, "train")[1].image.read().unwrap().unwrap()).unwrap();
             assert_eq!((second.dimensions(), second.get_pixel(31, 31).0), ((32, 32), [0, 1, 7]));
             let images = dataset.images("train", &["data_batch_2.bin#0".to_owned()].into()).unwrap();
             assert_eq!(crate::image::decode(&images["data_batch_2.bin#0"]).unwrap().get_pixel(0, 0).0, [9, 0, 7]);

@@ -18,7 +18,7 @@ pub enum DatasetError {
     },
     /// Nothing in it is read as images.
     #[error(
-        "{path}: no images here ({found}); a source is class folders of images, Parquet files, a CSV table of image paths, or CIFAR binary files"
+        "{path}: no images here ({found}); a source is class folders of images, Parquet files, WebDataset shards, a CSV table of image paths, or CIFAR binary files"
     )]
     NoImages {
         /// The source.
@@ -85,6 +85,16 @@ pub enum DatasetError {
         id: String,
         /// The split.
         split: String,
+    },
+    /// An object store or a web server did not give what was asked for.
+    #[error("{address}: {reason}; {remedy}")]
+    Remote {
+        /// What was asked for.
+        address: String,
+        /// What the other side said.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// No such split.
     #[error("{path}: there is no split {split:?}; splits found: {found}")]

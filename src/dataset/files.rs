@@ -5,13 +5,14 @@ use std::path::{Component, Path, PathBuf};
 
 use walkdir::{DirEntry, WalkDir};
 
-use super::DatasetError;
+use super::place::Place;
+use super::{DatasetError, remote};
 
 /// A file of a source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct SourceFile {
     /// Where it is.
-    pub(super) path: PathBuf,
+    pub(super) place: Place,
     /// The same relative to the source: what ids are made of.
     pub(super) relative: PathBuf,
 }
@@ -19,15 +20,29 @@ pub(super) struct SourceFile {
 impl SourceFile {
     /// The file's extension, lower case.
     pub(super) fn extension(&self) -> String {
-        self.path.extension().map(|text| text.to_string_lossy().to_lowercase()).unwrap_or_default()
+        extension(&self.relative)
     }
 
     /// Its name is that of an image.
     pub(super) fn is_image(&self) -> bool {
-        const IMAGES: [&str; 14] =
-            ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "gif", "tif", "tiff", "ppm", "pgm", "pbm"];
-        IMAGES.contains(&self.extension().as_str())
+        is_image_extension(&self.extension())
     }
+
+    /// Its name without folders.
+    pub(super) fn name(&self) -> String {
+        self.relative.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().map(|text| text.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+/// A file with this extension, lower case, is an image.
+pub(super) fn is_image_extension(extension: &str) -> bool {
+    const IMAGES: [&str; 14] =
+        ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "gif", "tif", "tiff", "ppm", "pgm", "pbm"];
+    IMAGES.contains(&extension)
 }
 
 /// Everything that was found, in the order of the relative paths' bytes.
@@ -70,7 +85,11 @@ pub(super) fn slashed(path: &Path) -> String {
 pub(super) fn find(paths: &[PathBuf]) -> Result<Found, DatasetError> {
     let mut found = Found::default();
     for path in paths {
-        if path.exists() {
+        let local = remote::local_path(path)?;
+        let path = local.as_ref().unwrap_or(path);
+        if remote::is_address(path) {
+            remote::find(path, &mut found)?;
+        } else if path.exists() {
             let root = if path.is_dir() { path.clone() } else { path.parent().map(Path::to_owned).unwrap_or_default() };
             walk(path, &root, &mut found)?;
         } else {
@@ -81,24 +100,25 @@ pub(super) fn find(paths: &[PathBuf]) -> Result<Found, DatasetError> {
         relate(&mut found.files);
     }
     let mut seen = HashSet::new();
-    found.files.retain(|file| seen.insert(file.path.clone()));
+    found.files.retain(|file| seen.insert(file.place.shown()));
     found.files.sort_by(|a, b| a.relative.as_os_str().as_encoded_bytes().cmp(b.relative.as_os_str().as_encoded_bytes()));
     Ok(found)
 }
 
 /// Several paths: ids are file names while these differ, otherwise paths below the folder that all share.
 fn relate(files: &mut [SourceFile]) {
-    let names: HashSet<_> = files.iter().filter_map(|file| file.path.file_name()).collect();
+    let names: HashSet<String> = files.iter().map(SourceFile::name).collect();
     if names.len() == files.len() {
         for file in files {
-            file.relative = file.path.file_name().map(PathBuf::from).unwrap_or_default();
+            file.relative = file.name().into();
         }
         return;
     }
-    let mut shared = files.first().and_then(|file| file.path.parent()).map(Path::to_owned).unwrap_or_default();
-    while !files.iter().all(|file| file.path.starts_with(&shared)) && shared.pop() {}
-    for file in files {
-        if let Ok(relative) = file.path.strip_prefix(&shared) {
+    let paths: Vec<PathBuf> = files.iter().map(|file| file.place.shown()).collect();
+    let mut shared = paths.first().and_then(|path| path.parent()).map(Path::to_owned).unwrap_or_default();
+    while !paths.iter().all(|path| path.starts_with(&shared)) && shared.pop() {}
+    for (file, path) in files.iter_mut().zip(&paths) {
+        if let Ok(relative) = path.strip_prefix(&shared) {
             file.relative = relative.to_owned();
         }
     }
@@ -127,7 +147,7 @@ fn expand(pattern: &Path, found: &mut Found) -> Result<(), DatasetError> {
     if any { Ok(()) } else { Err(DatasetError::NotFound(pattern.to_owned())) }
 }
 
-fn is_hidden(name: &str) -> bool {
+pub(super) fn is_hidden(name: &str) -> bool {
     name.starts_with('.') || name == "__MACOSX"
 }
 
@@ -165,12 +185,14 @@ fn walk(top: &Path, root: &Path, found: &mut Found) -> Result<(), DatasetError> 
             Ok(entry) => {
                 let regular = entry.file_type().is_file();
                 let relative = relative(entry.path());
-                let file = SourceFile { path: entry.into_path(), relative };
+                let path = entry.into_path();
+                let shown = path.display().to_string();
+                let file = SourceFile { place: Place::File(path), relative };
                 // A pipe named like an image is set aside as one; any other must not be opened, since that would block for ever.
                 if regular || file.is_image() {
                     found.files.push(file);
                 } else {
-                    found.warnings.push(format!("{}: not a regular file, skipped", file.path.display()));
+                    found.warnings.push(format!("{shown}: not a regular file, skipped"));
                 }
             }
             Err(error) => {
@@ -182,7 +204,7 @@ fn walk(top: &Path, root: &Path, found: &mut Found) -> Result<(), DatasetError> 
                 let source = error.into_io_error().unwrap_or_else(|| std::io::Error::other("cannot be read"));
                 if path.is_symlink() {
                     // A dangling link: named like an image it will be set aside as one, with the reason.
-                    found.files.push(SourceFile { relative: relative(&path), path });
+                    found.files.push(SourceFile { relative: relative(&path), place: Place::File(path) });
                 } else {
                     return Err(DatasetError::Io { path, source });
                 }

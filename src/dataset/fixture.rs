@@ -28,6 +28,18 @@ pub(super) fn write(path: &Path, content: &[u8]) {
     fs::write(path, content).unwrap();
 }
 
+/// A tar archive of these members.
+pub(super) fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, content) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, *content).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
 pub(super) fn open(path: impl Into<PathBuf>) -> Result<Dataset, DatasetError> {
     Dataset::open(&[path.into()], &SourceOptions::default())
 }

@@ -55,7 +55,7 @@ pub(super) fn open(origin: &Path, found: &Found, images: Vec<SourceFile>) -> Res
             TRAIN
         };
         let label = folder(&file.relative, layout.class_depth()).map(Value::Name);
-        entries.push(Entry { id: slashed(&file.relative), path: Some(file.path), split: split.to_owned(), label, row });
+        entries.push(Entry { id: slashed(&file.relative), place: Some(file.place), split: split.to_owned(), label, row });
     }
     if stray > 0 {
         notes.push(format!("{} beside the folders of the splits, left out", counted(stray, "image")));
@@ -138,7 +138,7 @@ mod tests {
         assert!(dataset.sorted_by_class());
         let expected = [("cat/deep/er/a.PNG", 0), ("dog/a.webp", 1), ("dog/b.jpg", 1)];
         assert_eq!(labelled(&dataset, "train"), expected.map(|(id, label)| (id.to_owned(), Some(label))));
-        assert_eq!(records(&dataset, "train")[1].image.read().unwrap(), "dog/a.webp");
+        assert_eq!(records(&dataset, "train")[1].image.read().unwrap().unwrap(), "dog/a.webp");
         let said = dataset.warnings().join("\n");
         assert!(said.contains("1 file left out: 1 .txt") && said.contains("one image only in train: class cat"), "{said}");
     }
@@ -225,8 +225,8 @@ mod tests {
         assert!(dataset.warnings()[0].contains("labels.csv: not a regular file, skipped"), "{:?}", dataset.warnings());
         let images = records(&dataset, "train");
         assert_eq!((images.len(), images[0].id.as_str()), (3, "cat/0.jpg"));
-        assert!(images[0].image.read().unwrap_err().contains("not a regular file"));
+        assert!(images[0].image.read().unwrap().unwrap_err().contains("not a regular file"));
         fs::remove_file(folder.path().join("dog/1.jpg")).unwrap();
-        assert!(images[2].image.read().unwrap_err().contains("No such file"));
+        assert!(images[2].image.read().unwrap().unwrap_err().contains("No such file"));
     }
 }

@@ -1,10 +1,14 @@
 //! A source whose images are files of their own: class folders, and tables of paths.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use super::label::{ClassList, Counted, Label, Tally, class_list, splits, warnings};
+use super::place::Place;
 use super::split::Split;
 use super::{DatasetError, Encoded, Opened, Record, Records, Source};
 
@@ -13,7 +17,7 @@ use super::{DatasetError, Encoded, Opened, Record, Records, Source};
 pub(super) struct Entry {
     pub(super) id: String,
     /// The file; none where the table names none.
-    pub(super) path: Option<PathBuf>,
+    pub(super) place: Option<Place>,
     pub(super) split: String,
     pub(super) label: Option<Value>,
     /// Row of the table, or place in the folder's order.
@@ -21,26 +25,32 @@ pub(super) struct Entry {
 }
 
 /// A label as the table or the folder has it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Value {
     Index(i64),
     Name(String),
 }
 
+impl Value {
+    pub(super) fn label(value: Option<&Self>) -> Label<'_> {
+        match value {
+            None => Label::None,
+            Some(Self::Index(index)) => Label::Index(*index),
+            Some(Self::Name(name)) => Label::Name(name),
+        }
+    }
+}
+
 impl Entry {
     fn label(&self) -> Label<'_> {
-        match &self.label {
-            None => Label::None,
-            Some(Value::Index(index)) => Label::Index(*index),
-            Some(Value::Name(name)) => Label::Name(name),
-        }
+        Value::label(self.label.as_ref())
     }
 }
 
 #[derive(Debug)]
 struct Listing {
     /// Tables; their change changes everything.
-    tables: Vec<PathBuf>,
+    tables: Vec<Place>,
     entries: Arc<Vec<Entry>>,
     classes: Arc<ClassList>,
 }
@@ -49,7 +59,7 @@ struct Listing {
 ///
 /// # Errors
 /// When an id is in a split twice, or labels do not go together.
-pub(super) fn open(kind: &'static str, origin: &Path, tables: Vec<PathBuf>, entries: Vec<Entry>) -> Result<Opened, DatasetError> {
+pub(super) fn open(kind: &'static str, origin: &Path, tables: Vec<Place>, entries: Vec<Entry>) -> Result<Opened, DatasetError> {
     let mut names: Vec<&str> = entries.iter().map(|entry| entry.split.as_str()).collect();
     names.sort_unstable();
     names.dedup();
@@ -82,8 +92,8 @@ impl Source for Listing {
         let (entries, classes, name) = (Arc::clone(&self.entries), Arc::clone(&self.classes), Arc::clone(&split.name));
         let record = move |at: usize| {
             let entry = entries.get(at).filter(|entry| *entry.split == *name)?;
-            let image = match &entry.path {
-                Some(path) => Encoded::File(path.clone()),
+            let image = match &entry.place {
+                Some(place) => Encoded::At(place.coming()),
                 None => Encoded::Unusable("the table names no file".to_owned()),
             };
             Some(Ok(Record { id: entry.id.clone(), split: Arc::clone(&name), label: classes.index(entry.label()), image }))
@@ -91,7 +101,20 @@ impl Source for Listing {
         Records::new((0..self.entries.len()).filter_map(record))
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        self.tables.iter().chain(self.entries.iter().filter_map(|entry| entry.path.as_ref())).cloned().collect()
+    fn files(&self) -> Vec<Place> {
+        self.tables.iter().chain(self.entries.iter().filter_map(|entry| entry.place.as_ref())).cloned().collect()
+    }
+
+    fn images(&self, split: &Split, ids: &HashSet<String>) -> Result<HashMap<String, Bytes>, DatasetError> {
+        let mut images = HashMap::with_capacity(ids.len());
+        let asked = |entry: &&Entry| *entry.split == *split.name && ids.contains(&entry.id);
+        for entry in self.entries.iter().filter(asked) {
+            if let Some(place) = &entry.place
+                && let Ok(bytes) = place.image()?
+            {
+                images.insert(entry.id.clone(), bytes);
+            }
+        }
+        Ok(images)
     }
 }

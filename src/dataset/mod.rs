@@ -5,7 +5,10 @@
 //! | Parquet with the images inside (Hugging Face's layout) | a binary column, or a struct with a field `bytes` |
 //! | a table of image paths, CSV or Parquet | a column of paths |
 //! | class folders, with `train/`, `val/`, `test/` above them or not | image files |
+//! | WebDataset shards | `.tar` files with images inside |
 //! | CIFAR-10 and CIFAR-100 binary | `data_batch_1.bin`, `train.bin`, or their `.tar.gz` |
+//!
+//! Parquet, class folders and WebDataset shards may lie in an object store or on a web server (`s3://`, `gs://`, `az://`, `https://`).
 //!
 //! [`Dataset::open`] looks at names, footers and labels, so that what is wrong with a source is said before any work is done.
 //! [`Dataset::records`] then streams the encoded images of a split in the source's order. An image that cannot be had is a record too
@@ -21,25 +24,30 @@ mod folders;
 mod label;
 mod listing;
 mod parquet;
+mod place;
 mod record;
+mod remote;
 mod split;
 pub mod synth;
 mod table;
+mod webdataset;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use error::DatasetError;
+pub use place::Place;
 pub use record::{Encoded, Record};
+pub use remote::Object;
 pub use split::Split;
 
 use files::{Found, SourceFile};
+use place::Stamp;
 
 /// Columns that are chosen by hand; what is `None` is found by its usual names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +87,7 @@ trait Source: fmt::Debug + Send + Sync {
     fn records(&self, split: &Split) -> Records;
 
     /// Every file whose change changes the images or the labels.
-    fn files(&self) -> Vec<PathBuf>;
+    fn files(&self) -> Vec<Place>;
 
     /// The encoded images of some ids.
     fn images(&self, split: &Split, ids: &HashSet<String>) -> Result<HashMap<String, Bytes>, DatasetError> {
@@ -87,7 +95,7 @@ trait Source: fmt::Debug + Send + Sync {
         for record in self.records(split) {
             let record = record?;
             if ids.contains(&record.id)
-                && let Ok(bytes) = record.image.read()
+                && let Ok(bytes) = record.image.read()?
             {
                 images.insert(record.id, bytes);
                 if images.len() == ids.len() {
@@ -100,14 +108,23 @@ trait Source: fmt::Debug + Send + Sync {
 }
 
 impl Dataset {
-    /// Opens a source: a file, a folder, a pattern such as `photos/*/*.jpg`, or several of these.
+    /// Opens a source: a file, a folder, a pattern such as `photos/*/*.jpg`, an address such as `s3://bucket/photos`, or several of
+    /// these.
     ///
     /// # Errors
     /// When there are no images, or the source as a whole is damaged or unclear; never for one bad image.
     pub fn open(paths: &[PathBuf], options: &SourceOptions) -> Result<Self, DatasetError> {
+        Self::open_cached(paths, options, None)
+    }
+
+    /// The same with a folder in which to remember what is costly to find out: where the images of a shard in an object store lie.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_cached(paths: &[PathBuf], options: &SourceOptions, cache: Option<&Path>) -> Result<Self, DatasetError> {
         let origin = paths.first().cloned().unwrap_or_default();
         let found = files::find(paths)?;
-        let mut opened = open(&origin, &found, options)?;
+        let mut opened = open(&origin, &found, options, cache)?;
         opened.warnings.splice(0..0, found.warnings);
         Ok(Self { origin, options: options.clone(), opened })
     }
@@ -137,15 +154,10 @@ impl Dataset {
         &self.opened.warnings
     }
 
-    /// BLAKE3 over path, size and time of change of every file, and the options: equal means that nothing has changed. No file is read.
+    /// BLAKE3 over path, size and time of change of every file (in an object store its tag, too), and the options: equal means that
+    /// nothing has changed. No file is read.
     pub fn fingerprint(&self) -> String {
-        let stamp = |path: PathBuf| {
-            let metadata = path.metadata().ok();
-            let changed = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
-            let nanoseconds = changed.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |time| time.as_nanos());
-            (path, metadata.map_or(u64::MAX, |metadata| metadata.len()), nanoseconds)
-        };
-        let stamps: Vec<_> = self.opened.source.files().into_par_iter().map(stamp).collect();
+        let stamps: Vec<Stamp> = self.opened.source.files().par_iter().map(Place::stamp).collect();
         let mut hasher = blake3::Hasher::new();
         for text in [
             Some(self.name()),
@@ -156,10 +168,13 @@ impl Dataset {
             let text = text.unwrap_or("\0");
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         }
-        for (path, bytes, nanoseconds) in stamps {
-            let path = path.as_os_str().as_encoded_bytes();
+        for Stamp { shown, bytes, nanoseconds, tag } in stamps {
+            let path = shown.as_os_str().as_encoded_bytes();
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
             hasher.update(&bytes.to_le_bytes()).update(&nanoseconds.to_le_bytes());
+            if let Some(tag) = tag {
+                hasher.update(&(tag.len() as u64).to_le_bytes()).update(tag.as_bytes());
+            }
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -190,12 +205,12 @@ impl Dataset {
 }
 
 /// Tells the kind of source by its files.
-fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened, DatasetError> {
+fn open(origin: &Path, found: &Found, options: &SourceOptions, cache: Option<&Path>) -> Result<Opened, DatasetError> {
     let of = |wanted: fn(&SourceFile) -> bool| found.files.iter().filter(|file| wanted(file)).cloned().collect::<Vec<_>>();
     let (images, parquet, csv) = (of(SourceFile::is_image), of(|file| file.extension() == "parquet"), of(table::is_csv));
     let left_out = |mut opened: Opened, used: &[SourceFile]| {
-        let used: HashSet<&Path> = used.iter().map(|file| file.path.as_path()).collect();
-        let others: Vec<&SourceFile> = found.files.iter().filter(|file| !used.contains(file.path.as_path())).collect();
+        let used: HashSet<&Path> = used.iter().map(|file| file.relative.as_path()).collect();
+        let others: Vec<&SourceFile> = found.files.iter().filter(|file| !used.contains(file.relative.as_path())).collect();
         if !others.is_empty() {
             let kinds = Found::by_extension(others.iter().copied());
             opened.warnings.insert(0, format!("{} left out: {kinds}", counted(others.len(), "file")));
@@ -206,9 +221,15 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened,
         return cifar::open(origin, &found.files, options);
     }
     if let Some(first) = parquet.first()
-        && parquet::has_images(&first.path)?
+        && parquet::has_images(&first.place)?
     {
         return parquet::open(origin, &parquet, options).map(|opened| left_out(opened, &parquet));
+    }
+    let shards = of(webdataset::is_shard);
+    if let Some(first) = shards.first()
+        && webdataset::has_images(&first.place)?
+    {
+        return webdataset::open(origin, &shards, options, cache).map(|opened| left_out(opened, &shards));
     }
     if folders::has_classes(&images) || (!images.is_empty() && csv.is_empty() && parquet.is_empty()) {
         let mut opened = folders::open(origin, found, images.clone()).map(|opened| left_out(opened, &images))?;
@@ -228,10 +249,9 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions) -> Result<Opened,
         return cifar::open(origin, &archives, options);
     }
     if let [only] = found.files.as_slice()
-        && only.path == origin
+        && only.place.shown() == origin
     {
-        let reason =
-            "not a source of images; give a folder of images, a Parquet file, a CSV table (.csv, .tsv) or a CIFAR .tar.gz";
+        let reason = "not a source of images; give a folder of images, a Parquet file, a WebDataset .tar, a CSV table (.csv, .tsv) or a CIFAR .tar.gz";
         return Err(DatasetError::Unsupported { path: origin.to_owned(), reason: reason.to_owned() });
     }
     Err(DatasetError::NoImages { path: origin.to_owned(), found: Found::by_extension(found.files.iter()) })

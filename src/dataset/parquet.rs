@@ -3,7 +3,6 @@
 //! Labels and splits are read once when the source is opened (a small part of the file); images are streamed, a few rows at a time.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,17 +11,18 @@ use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection,
 };
+use ::parquet::file::reader::Length as _;
 use arrow::array::{Array, ArrayRef, LargeBinaryArray, StringArray, StructArray};
 use arrow::buffer::NullBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Schema};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
-use rayon::prelude::*;
 
 use super::columns::{Columns, Features, IMAGE_NAMES, Labels, SPLIT_FLAG, is_binary, text};
 use super::files::{SourceFile, slashed};
 use super::label::{ClassList, Counted, Label, Tally, class_list, splits, warnings};
+use super::place::{self, Access, Place};
 use super::split::{self, Split, TRAIN};
 use super::{DatasetError, Encoded, Opened, Record, Records, Source, SourceOptions};
 
@@ -31,13 +31,17 @@ const BATCH: usize = 32;
 /// Rows of labels that are in memory at once.
 const LABEL_BATCH: usize = 8192;
 
+/// Read ahead where each request costs a round trip: label columns are small and far from each other, images are neither.
+const LABELS_AHEAD: u64 = 256 << 10;
+const IMAGES_AHEAD: u64 = 8 << 20;
+
 /// A column with more values than this says something else than the split.
 const MOST_SPLITS: usize = 100;
 
 /// One file, its footer, and which of its rows are whose.
 #[derive(Clone, Debug)]
 struct Shard {
-    path: PathBuf,
+    place: Place,
     /// What ids begin with.
     name: String,
     metadata: ArrowReaderMetadata,
@@ -65,8 +69,8 @@ struct Shards {
 ///
 /// # Errors
 /// When the file is no Parquet file.
-pub(super) fn has_images(path: &Path) -> Result<bool, DatasetError> {
-    Ok(!image_columns(metadata(path)?.schema()).is_empty())
+pub(super) fn has_images(place: &Place) -> Result<bool, DatasetError> {
+    Ok(!image_columns(metadata(place, &place.access(LABELS_AHEAD)?)?.schema()).is_empty())
 }
 
 /// Opens Parquet files that hold images.
@@ -74,21 +78,23 @@ pub(super) fn has_images(path: &Path) -> Result<bool, DatasetError> {
 /// # Errors
 /// When a file is damaged, has no image column, or its labels do not go with the others.
 pub(super) fn open(origin: &Path, files: &[SourceFile], options: &SourceOptions) -> Result<Opened, DatasetError> {
-    let scanned: Vec<Scanned> = files.par_iter().map(|file| scan(file, options)).collect::<Result<_, _>>()?;
+    let scanned: Vec<Scanned> = place::each(files, |file| &file.place, |file| scan(file, options))?;
+    let paths: Vec<PathBuf> = scanned.iter().map(|scanned| scanned.shard.place.shown()).collect();
     let mut declared: Option<(&Path, &Vec<String>)> = None;
-    for scanned in &scanned {
+    for (scanned, path) in scanned.iter().zip(&paths) {
         match (&scanned.names, declared) {
-            (Some(names), Some((path, first))) if names != first => {
-                let reason = format!("its class names differ from those of {}", path.display());
-                return Err(DatasetError::LabelColumn { path: scanned.shard.path.clone(), reason });
+            (Some(names), Some((other, first))) if names != first => {
+                let reason = format!("its class names differ from those of {}", other.display());
+                return Err(DatasetError::LabelColumn { path: path.clone(), reason });
             }
-            (Some(names), None) => declared = Some((&scanned.shard.path, names)),
+            (Some(names), None) => declared = Some((path, names)),
             _ => {}
         }
     }
     let parts: Vec<Counted<'_>> = scanned
         .iter()
-        .flat_map(|scanned| scanned.tallies.iter().map(|(split, tally)| Counted { path: &scanned.shard.path, split, tally }))
+        .zip(&paths)
+        .flat_map(|(scanned, path)| scanned.tallies.iter().map(move |(split, tally)| Counted { path, split, tally }))
         .collect();
     let classes = class_list(&parts, declared.map(|(_, names)| names.clone()))?;
     let splits = splits(&parts, &classes);
@@ -123,11 +129,11 @@ pub(super) fn open(origin: &Path, files: &[SourceFile], options: &SourceOptions)
     })
 }
 
-fn metadata(path: &Path) -> Result<ArrowReaderMetadata, DatasetError> {
-    let file = File::open(path).map_err(DatasetError::io(path))?;
-    let length = file.metadata().map_err(DatasetError::io(path))?.len();
-    ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
-        .map_err(|error| DatasetError::damaged(path, format_args!("not a whole Parquet file of {length} bytes ({error})")))
+fn metadata(place: &Place, access: &Access) -> Result<ArrowReaderMetadata, DatasetError> {
+    ArrowReaderMetadata::load(access, ArrowReaderOptions::new()).map_err(|error| {
+        let reason = format_args!("not a whole Parquet file of {} bytes ({error})", access.len());
+        access.blame(DatasetError::damaged(place.shown(), reason))
+    })
 }
 
 /// Columns that hold image bytes.
@@ -140,8 +146,9 @@ fn image_columns(schema: &Schema) -> Vec<String> {
 }
 
 fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetError> {
-    let path = &file.path;
-    let metadata = metadata(path)?;
+    let path = &file.place.shown();
+    let access = file.place.access(LABELS_AHEAD)?;
+    let metadata = metadata(&file.place, &access)?;
     let schema = metadata.schema();
     let columns = Columns::of_schema(path, schema);
     let features = Features::of_schema(schema);
@@ -157,7 +164,7 @@ fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetEr
     let unnamed_split = by_path.is_none() && split.is_none();
     let whole: Arc<str> = Arc::from(by_path.as_deref().unwrap_or(TRAIN));
     let rows = usize::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(0);
-    let mut shard = Shard { path: path.clone(), name: slashed(&file.relative), metadata, image, label, runs: Vec::new() };
+    let mut shard = Shard { place: file.place.clone(), name: slashed(&file.relative), metadata, image, label, runs: Vec::new() };
     let mut tallies: Vec<(Arc<str>, Tally)> = Vec::new();
     if shard.label.is_none() && split.is_none() {
         if rows > 0 {
@@ -170,8 +177,9 @@ fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetEr
     }
     let wanted: Vec<&str> = shard.label.iter().chain(&split).map(String::as_str).collect();
     let mut row = 0;
-    for batch in shard.read(&wanted, LABEL_BATCH, None)? {
-        let batch = batch.map_err(|error| DatasetError::damaged(path, format_args!("row {row} or later: {error}")))?;
+    for batch in shard.read(&access, &wanted, LABEL_BATCH, None)? {
+        let batch =
+            batch.map_err(|error| access.blame(DatasetError::damaged(path, format_args!("row {row} or later: {error}"))))?;
         let bad_labels = |reason| DatasetError::LabelColumn { path: path.clone(), reason };
         let labels = shard.label.as_deref().and_then(|name| batch.column_by_name(name)).map(Labels::of);
         let labels = labels.transpose().map_err(bad_labels)?;
@@ -209,18 +217,23 @@ fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetEr
 }
 
 impl Shard {
-    fn read(&self, columns: &[&str], batch: usize, rows: Option<RowSelection>) -> Result<ParquetRecordBatchReader, DatasetError> {
-        let file = File::open(&self.path).map_err(DatasetError::io(&self.path))?;
+    fn read(
+        &self,
+        access: &Access,
+        columns: &[&str],
+        batch: usize,
+        rows: Option<RowSelection>,
+    ) -> Result<ParquetRecordBatchReader, DatasetError> {
         let roots =
             self.metadata.schema().fields().iter().enumerate().filter(|(_, field)| columns.contains(&field.name().as_str()));
         let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots.map(|(at, _)| at));
-        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
+        let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(access.clone(), self.metadata.clone())
             .with_projection(mask)
             .with_batch_size(batch);
         if let Some(rows) = rows {
             builder = builder.with_row_selection(rows);
         }
-        builder.build().map_err(|error| DatasetError::damaged(&self.path, error))
+        builder.build().map_err(|error| access.blame(DatasetError::damaged(self.place.shown(), error)))
     }
 
     fn rows(&self) -> usize {
@@ -231,7 +244,8 @@ impl Shard {
     fn stream(self, ranges: Vec<Range<usize>>, split: Arc<str>, classes: Arc<ClassList>) -> Result<Records, DatasetError> {
         let wanted: Vec<&str> = std::iter::once(&self.image).chain(&self.label).map(String::as_str).collect();
         let selection = RowSelection::from_consecutive_ranges(ranges.iter().cloned(), self.rows());
-        let reader = self.read(&wanted, BATCH, Some(selection))?;
+        let access = self.place.access(IMAGES_AHEAD)?;
+        let reader = self.read(&access, &wanted, BATCH, Some(selection))?;
         let mut rows = ranges.into_iter().flatten();
         let mut last = None;
         Ok(Records::new(reader.flat_map(move |batch| {
@@ -244,7 +258,8 @@ impl Shard {
                 Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
                 Err(error) => {
                     let after = last.map_or_else(|| "at its first rows".to_owned(), |row| format!("after row {row}"));
-                    vec![Err(DatasetError::damaged(&self.path, format_args!("{after}: {error}")))]
+                    let damaged = DatasetError::damaged(self.place.shown(), format_args!("{after}: {error}"));
+                    vec![Err(access.blame(damaged))]
                 }
             }
         })))
@@ -254,12 +269,11 @@ impl Shard {
         let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
         let labels = self.label.as_deref().map(|name| column(name).and_then(Labels::of)).transpose()?;
         let images = Images::of(column(&self.image)?)?;
-        let folder = self.path.parent().unwrap_or(Path::new(""));
         let record = |(at, row): (usize, &usize)| Record {
             id: format!("{}#{row}", self.name),
             split: Arc::clone(split),
             label: labels.as_ref().and_then(|labels| classes.index(labels.get(at))),
-            image: images.get(at, folder),
+            image: images.get(at, &self.place),
         };
         Ok(rows.iter().enumerate().map(record).collect())
     }
@@ -290,7 +304,7 @@ impl Images {
     }
 
     /// An image without bytes may still be a file beside the Parquet file.
-    fn get(&self, at: usize, folder: &Path) -> Encoded {
+    fn get(&self, at: usize, shard: &Place) -> Encoded {
         let null = || Encoded::Unusable("the row has no image (null)".to_owned());
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(at)) {
             return null();
@@ -299,7 +313,10 @@ impl Images {
             return Encoded::Bytes(Bytes::copy_from_slice(self.bytes.value(at)));
         }
         match self.paths.as_ref().filter(|paths| paths.is_valid(at) && !paths.value(at).is_empty()) {
-            Some(paths) => Encoded::File(folder.join(paths.value(at))),
+            Some(paths) => shard.beside(paths.value(at)).map_or_else(
+                || Encoded::Unusable(format!("the row has no bytes, only a path: {}", paths.value(at))),
+                Encoded::At,
+            ),
             None => null(),
         }
     }
@@ -328,7 +345,7 @@ impl Source for Shards {
             let ranges = rows.into_iter().map(|row| row..row + 1).collect();
             for record in shard.clone().stream(ranges, Arc::clone(&split.name), Arc::clone(&self.classes))? {
                 let record = record?;
-                if let Ok(bytes) = record.image.read() {
+                if let Ok(bytes) = record.image.read()? {
                     images.insert(record.id, bytes);
                 }
             }
@@ -336,8 +353,8 @@ impl Source for Shards {
         Ok(images)
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        self.shards.iter().map(|shard| shard.path.clone()).collect()
+    fn files(&self) -> Vec<Place> {
+        self.shards.iter().map(|shard| shard.place.clone()).collect()
     }
 }
 
@@ -387,7 +404,7 @@ mod tests {
         let train = records(&dataset, "train");
         for (row, record) in train.iter().enumerate() {
             assert_eq!(record.id, format!("data/train-00000-of-00001.parquet#{row}"));
-            assert_eq!((record.label, record.image.read().unwrap()), (Some(row as i32 % 2), row.to_string().into()));
+            assert_eq!((record.label, record.image.read().unwrap().unwrap()), (Some(row as i32 % 2), row.to_string().into()));
         }
         assert_eq!(labelled(&dataset, "test").iter().filter(|(_, label)| label.is_none()).count(), 2);
 
@@ -414,7 +431,7 @@ mod tests {
             let dataset = open(folder.path().join("x.parquet")).unwrap();
             assert_eq!(dataset.classes(), ["cat", "owl"]);
             assert_eq!(labelled(&dataset, "train")[1], ("x.parquet#1".to_owned(), Some(1)));
-            assert_eq!(records(&dataset, "train")[2].image.read().unwrap(), "c");
+            assert_eq!(records(&dataset, "train")[2].image.read().unwrap().unwrap(), "c");
         }
     }
 
@@ -429,7 +446,7 @@ mod tests {
         let ids = |split| labelled(&dataset, split).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
         assert_eq!(ids("train"), ["test.parquet#0", "test.parquet#3"]);
         assert_eq!(ids("test"), ["test.parquet#1", "test.parquet#4"]);
-        assert_eq!(records(&dataset, "train")[1].image.read().unwrap(), "3");
+        assert_eq!(records(&dataset, "train")[1].image.read().unwrap().unwrap(), "3");
         assert_eq!(dataset.classes(), ["0", "1"], "integers without names");
     }
 
@@ -448,7 +465,8 @@ mod tests {
         fs::write(folder.path().join("b.jpg"), "beside").unwrap();
         let rows = images(&[(Some(b"in"), Some("a.jpg")), (None, Some("b.jpg")), (None, None), (Some(b""), None)]);
         parquet(&folder.path().join("x.parquet"), vec![("image", rows), ("label", integers([Some(0); 4]))], None);
-        let images: Vec<_> = records(&open(folder.path()).unwrap(), "train").iter().map(|record| record.image.read()).collect();
+        let images: Vec<_> =
+            records(&open(folder.path()).unwrap(), "train").iter().map(|record| record.image.read().unwrap()).collect();
         assert_eq!(images[..2], [Ok("in".into()), Ok("beside".into())]);
         assert!(images[2].as_ref().is_err_and(|reason| reason.contains("null")));
         assert_eq!(images[3], Ok(Bytes::new()), "an empty image is the decoder's to refuse");
@@ -538,7 +556,7 @@ mod tests {
         for record in dataset.records("test").unwrap() {
             let record = record.unwrap();
             if count % 500 == 0 {
-                assert_eq!(crate::image::decode(&record.image.read().unwrap()).unwrap().dimensions(), (32, 32));
+                assert_eq!(crate::image::decode(&record.image.read().unwrap().unwrap()).unwrap().dimensions(), (32, 32));
             }
             count += 1;
         }

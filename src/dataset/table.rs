@@ -11,6 +11,7 @@ use super::columns::{Columns, Labels, PATH_NAMES, is_text, text};
 use super::files::{SourceFile, slashed};
 use super::label::Label;
 use super::listing::{self, Entry, Value};
+use super::place::Place;
 use super::split::{self, TRAIN};
 use super::{DatasetError, Opened, SourceOptions, some_of};
 
@@ -43,7 +44,8 @@ struct Table {
 pub(super) fn open(origin: &Path, tables: &[SourceFile], options: &SourceOptions) -> Result<Opened, DatasetError> {
     let (mut entries, mut notes) = (Vec::new(), Vec::new());
     for file in tables {
-        let table = if is_csv(file) { read_csv(file, options)? } else { read_parquet(&file.path, options)? };
+        let path = file.place.local("a table of image paths")?;
+        let table = if is_csv(file) { read_csv(path, options)? } else { read_parquet(path, options)? };
         if let Some(columns) = table.unlabelled {
             let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
             notes.push(format!(
@@ -53,7 +55,7 @@ pub(super) fn open(origin: &Path, tables: &[SourceFile], options: &SourceOptions
             ));
         }
         let by_path = split::of_path(&file.relative).unwrap_or_else(|| TRAIN.to_owned());
-        let folder = file.path.parent().unwrap_or(Path::new(""));
+        let folder = path.parent().unwrap_or(Path::new(""));
         let below = file.relative.parent().unwrap_or(Path::new(""));
         for (row, at) in table.rows.into_iter().zip(0..) {
             let (id, path) = if row.path.is_empty() {
@@ -64,33 +66,30 @@ pub(super) fn open(origin: &Path, tables: &[SourceFile], options: &SourceOptions
                 (slashed(&below.join(&row.path)), Some(folder.join(&row.path)))
             };
             let split = row.split.map_or_else(|| by_path.clone(), |value| split::of_value(&value));
-            entries.push(Entry { id, path, split, label: row.label, row: at });
+            entries.push(Entry { id, place: path.map(Place::File), split, label: row.label, row: at });
         }
     }
     if entries.is_empty() {
-        let found = format!(
-            "{} without rows",
-            some_of("table", &tables.iter().map(|file| file.path.to_str().unwrap_or("?")).collect::<Vec<_>>())
-        );
+        let names: Vec<String> = tables.iter().map(|file| file.place.shown().display().to_string()).collect();
+        let found = format!("{} without rows", some_of("table", &names.iter().map(String::as_str).collect::<Vec<_>>()));
         return Err(DatasetError::NoImages { path: origin.to_owned(), found });
     }
-    let mut probed = entries.iter().take(PROBE).filter_map(|entry| entry.path.as_ref()).peekable();
-    if let Some(&first) = probed.peek()
+    let mut probed = entries.iter().take(PROBE).filter_map(|entry| Some(entry.place.as_ref()?.shown())).peekable();
+    if let Some(first) = probed.peek().cloned()
         && !probed.any(|path| path.exists())
     {
         let reason = format!(
             "none of the first images exists (looked for {}); relative paths are relative to the table's folder: move the table, or correct its paths, or choose their column with --image-column",
             first.display()
         );
-        return Err(DatasetError::Unsupported { path: tables[0].path.clone(), reason });
+        return Err(DatasetError::Unsupported { path: tables[0].place.shown(), reason });
     }
-    let mut opened = listing::open("table", origin, tables.iter().map(|file| file.path.clone()).collect(), entries)?;
+    let mut opened = listing::open("table", origin, tables.iter().map(|file| file.place.clone()).collect(), entries)?;
     opened.warnings.splice(0..0, notes);
     Ok(opened)
 }
 
-fn read_csv(file: &SourceFile, options: &SourceOptions) -> Result<Table, DatasetError> {
-    let path = &file.path;
+fn read_csv(path: &Path, options: &SourceOptions) -> Result<Table, DatasetError> {
     let content = fs::read(path).map_err(DatasetError::io(path))?;
     // Excel begins a UTF-8 file with a byte order mark, and separates by semicolons in half of Europe.
     let content = content.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&content);
@@ -229,9 +228,9 @@ mod tests {
         assert_eq!(labelled(&dataset, "validation"), [("img/b, c.jpg".to_owned(), Some(0))]);
         assert_eq!(labelled(&dataset, "test"), [("img/d.jpg".to_owned(), None)]);
         let train = records(&dataset, "train");
-        assert_eq!(train[0].image.read().unwrap(), "img/a.jpg", "paths are relative to the table's folder");
+        assert_eq!(train[0].image.read().unwrap().unwrap(), "img/a.jpg", "paths are relative to the table's folder");
         assert_eq!(train[1].id, "img/gone.jpg");
-        assert!(train[1].image.read().unwrap_err().contains("No such file"), "one missing file is one unusable image");
+        assert!(train[1].image.read().unwrap().unwrap_err().contains("No such file"), "one missing file is one unusable image");
     }
 
     #[test]
@@ -261,7 +260,7 @@ mod tests {
         let dataset = open(folder.path().join("t.parquet")).unwrap();
         let expected = [("a.jpg", Some(1)), ("b.jpg", Some(0)), ("t.parquet#2", None)];
         assert_eq!(labelled(&dataset, "train"), expected.map(|(id, label)| (id.to_owned(), label)));
-        assert!(records(&dataset, "train")[2].image.read().unwrap_err().contains("names no file"));
+        assert!(records(&dataset, "train")[2].image.read().unwrap().unwrap_err().contains("names no file"));
 
         parquet(&folder.path().join("t.parquet"), vec![("where", paths), ("label", labels)], None);
         let text = refused(folder.path().join("t.parquet"));

@@ -160,7 +160,7 @@ fn sample(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
     'source: for split in plan.dataset.splits() {
         for record in plan.dataset.records(&split.name)? {
             looked_at += 1;
-            if let Ok(bytes) = record?.image.read()
+            if let Ok(bytes) = record?.image.read()?
                 && preparer.run(&bytes, &mut scratch).is_ok()
             {
                 sample.push(bytes);

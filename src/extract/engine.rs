@@ -279,7 +279,7 @@ fn batch(
             Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
         };
         let reading = Instant::now();
-        let read = image.read().map(|bytes| (blake3::hash(&bytes).to_hex().to_string(), bytes));
+        let read = image.read()?.map(|bytes| (blake3::hash(&bytes).to_hex().to_string(), bytes));
         preparer.spent.read += reading.elapsed().as_secs_f64();
         let (content_hash, bytes) = match read {
             Ok(read) => read,

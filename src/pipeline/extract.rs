@@ -59,7 +59,7 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
         label_column: data.label_column.clone(),
         split_column: data.split_column.clone(),
     };
-    Ok(Dataset::open(&paths, &options)?)
+    Ok(Dataset::open_cached(&paths, &options, Some(&context.search.cache))?)
 }
 
 /// What stage 1 works with, opened and checked.

@@ -8,5 +8,7 @@ mod golden;
 mod incremental;
 mod quickstart;
 mod real;
+mod remote;
+mod s3;
 mod sources;
 mod support;
