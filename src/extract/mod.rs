@@ -1,6 +1,7 @@
 //! Stage 1: images through the frozen backbone into the feature store.
 
 mod backbone;
+mod drift;
 mod engine;
 mod prepare;
 
@@ -10,7 +11,7 @@ pub use backbone::{Backbone, BackboneError, PixelScale};
 pub use engine::{Ended, Plan, extract};
 
 use crate::dataset::DatasetError;
-use crate::runtime::RuntimeError;
+use crate::runtime::{Precision, RuntimeError};
 use crate::store::StoreError;
 
 /// What can stop an extraction. An image that cannot be used does not: it is quarantined.
@@ -62,6 +63,17 @@ pub enum ExtractError {
         split: String,
         /// The image.
         id: String,
+    },
+    /// The precision that was asked for is not the one that was computed in.
+    #[error(
+        "{precision} was asked for, and the features equal those of fp32 (relative distance {distance:.1e}): the provider did \
+         not compute in it; use --precision fp32"
+    )]
+    Precision {
+        /// What was asked for.
+        precision: Precision,
+        /// Relative L2 distance of a sample to fp32.
+        distance: f64,
     },
     /// A worker thread ended without an answer.
     #[error("a worker thread stopped unexpectedly; what was recorded is kept, go on with the same command")]

@@ -9,7 +9,7 @@ use crate::events::Event;
 use crate::extract::{Backbone, Ended, Plan, extract as run_engine};
 use crate::image::ImageSpec;
 use crate::run::RunDir;
-use crate::runtime::{Device, Runtime, locate};
+use crate::runtime::{Compute, Runtime, locate};
 use crate::store::{Manifest, SourceRecord};
 
 /// Whether a stage had anything to do.
@@ -64,7 +64,7 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
 /// When the images, the backbone, ONNX Runtime or the store cannot be used, or the user stopped it.
 pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool, goal: Goal) -> Result<Extracted, PipelineError> {
     let settings = &pipeline.settings;
-    let device = settings.runtime.device()?;
+    let compute = settings.runtime.compute()?;
     let dataset = open_dataset(&settings.data, context)?;
     if goal == Goal::Head {
         trainable(&dataset, settings.data.source.as_deref().unwrap_or_default())?;
@@ -83,19 +83,19 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool, goal: 
         fingerprint: dataset.fingerprint(),
         sorted_by_class: dataset.sorted_by_class(),
     };
-    if !rebuild && let Some(manifest) = up_to_date(&pipeline.features, &backbone, &spec, device, &source, dataset.classes()) {
+    if !rebuild && let Some(manifest) = up_to_date(&pipeline.features, &backbone, &spec, compute, &source, dataset.classes()) {
         return Ok(Extracted { outcome: StageOutcome::UpToDate, manifest });
     }
     for warning in dataset.warnings().iter().chain(backbone.assumptions()).chain(&backbone.warning_at(spec.side)) {
         (context.observe)(Event::Warned(warning.clone()));
     }
-    let runtime = Runtime::start(&locate(&context.runtime_options(), context.observe)?)?;
+    let runtime = Runtime::start(&locate(&context.runtime_options(compute), context.observe)?)?;
     let threads = match settings.runtime.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
     (context.observe)(Event::Noted(format!(
-        "extract   {} · {} cut at {} · {} px · {device}, ONNX Runtime {}, {threads} thread{}",
+        "extract   {} · {} cut at {} · {} px · {compute}, ONNX Runtime {}, {threads} thread{}",
         source.name,
         backbone.name(),
         backbone.cut().tensor,
@@ -110,7 +110,7 @@ pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool, goal: 
         spec,
         features: pipeline.features.clone(),
         rebuild,
-        device,
+        compute,
         threads,
         batch: settings.runtime.batch,
     };
@@ -176,17 +176,16 @@ fn up_to_date(
     features: &Path,
     backbone: &Backbone,
     spec: &ImageSpec,
-    device: Device,
+    compute: Compute,
     source: &SourceRecord,
     classes: &[String],
 ) -> Option<Manifest> {
     // Where the manifest cannot be read, the writer says why.
     let manifest = Manifest::read(features).ok()?;
     // `auto` takes what it gets, so it is content with what there is.
-    let class = if device == Device::Auto { manifest.key_parts.provider.clone() } else { device.to_string() };
-    let class = class.split(':').next().unwrap_or_default();
+    let class = compute.class().unwrap_or(&manifest.key_parts.provider);
     let current = manifest.complete
-        && manifest.key_parts == backbone.key_parts(spec, class)
+        && manifest.key_parts == backbone.key_parts(spec, class, compute.precision())
         && manifest.source == *source
         && manifest.classes == classes
         && !manifest.shards.is_empty()

@@ -386,6 +386,8 @@ mod tests {
             seconds: 1.0,
             images_per_second: 0.0,
             provider: "cpu".into(),
+            nodes: std::collections::BTreeMap::new(),
+            drift: None,
             runtime: "1".into(),
             threads: 1,
             batch: 1,
