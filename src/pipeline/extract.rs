@@ -183,8 +183,9 @@ fn up_to_date(
     // Where the manifest cannot be read, the writer says why.
     let manifest = Manifest::read(features).ok()?;
     // `auto` takes what it gets, so it is content with what there is.
-    let class = compute.class().unwrap_or(&manifest.key_parts.provider);
+    let class = &manifest.key_parts.provider;
     let current = manifest.complete
+        && compute.accepts(class)
         && manifest.key_parts == backbone.key_parts(spec, class, compute.precision())
         && manifest.source == *source
         && manifest.classes == classes

@@ -149,6 +149,11 @@ impl Compute {
         }
     }
 
+    /// Whether features of this class in a store's key may be its own.
+    pub fn accepts(self, class: &str) -> bool {
+        self.class().map_or_else(|| ["cpu", "cuda"].contains(&class), |own| own == class)
+    }
+
     /// Builds of ONNX Runtime that serve, the best first; one before the last is taken where it is at hand.
     pub(super) fn builds(self) -> &'static [Build] {
         match self.class() {
@@ -231,5 +236,8 @@ mod tests {
         assert_eq!(class(Device::Cuda(2), Provider::Default), Some("cuda"));
         assert_eq!(class(Device::Auto, Provider::Default), None);
         assert_eq!(class(Device::Auto, Provider::OpenVino), Some("openvino"));
+        let auto = Compute::new(Device::Auto, Provider::Default, Precision::Fp32).unwrap();
+        assert_eq!(["cpu", "cuda", "openvino"].map(|class| auto.accepts(class)), [true, true, false]);
+        assert_eq!(["cpu", "cuda"].map(|class| Compute::CPU.accepts(class)), [true, false]);
     }
 }
