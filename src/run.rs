@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runs/NAME/
-//!   head.safetensors      the fitted head
+//!   head.safetensors      the fitted head; written first
 //!   history.csv           one row an epoch
 //!   metrics.json          settings, scores of each split
 //!   predictions.parquet   one row an image that was scored
@@ -45,6 +45,9 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// The folder holds something else.
+    #[error("{0}: this folder holds files that are not a run's; name another folder with --run")]
+    Foreign(PathBuf),
     /// There is no fitted head here.
     #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head with the same pipeline or flags")]
     Missing(PathBuf),
@@ -144,6 +147,9 @@ pub struct Predictions {
     pub splits: Vec<String>,
     /// Label index; none for an unlabelled row.
     pub labels: Vec<Option<i32>>,
+    /// Index of the class with the highest logit; the first of equals. Rounded to f32, two probabilities may be equal
+    /// where their logits are not.
+    pub predicted: Vec<i32>,
     /// Row-major `[rows, classes]`, each row sums to 1.
     pub probabilities: Vec<f32>,
 }
@@ -173,11 +179,15 @@ impl RunDir {
     /// Makes the folder and tries whether it can be written: before the work whose result goes there.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When it cannot, or when it holds files and none of them is a head.
     pub fn prepare(&self) -> Result<(), RunError> {
-        fs::create_dir_all(&self.path)
-            .and_then(|()| tempfile::tempfile_in(&self.path).map(drop))
-            .map_err(|source| RunError::Folder { path: self.path.clone(), source })
+        let unwritable = |source| RunError::Folder { path: self.path.clone(), source };
+        fs::create_dir_all(&self.path).and_then(|()| tempfile::tempfile_in(&self.path).map(drop)).map_err(unwritable)?;
+        // The head is the first file of a run; folders beside it, such as a feature store, are the user's own.
+        let mut files = self.path.read_dir().map_err(unwritable)?.flatten().filter(|entry| entry.path().is_file());
+        let foreign = !self.file("head.safetensors").is_file()
+            && files.any(|entry| !entry.file_name().to_string_lossy().starts_with(".tmp-"));
+        if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }
     }
 
     /// Reads `metrics.json`.
@@ -273,15 +283,6 @@ impl RunDir {
 }
 
 impl Predictions {
-    /// Index of the most probable class of each row; the first of equals.
-    pub fn predicted(&self, classes: usize) -> Vec<i32> {
-        let row = |row: &[f32]| {
-            let best = row.iter().enumerate().fold(0, |best, (index, &value)| if value > row[best] { index } else { best });
-            i32::try_from(best).unwrap_or(i32::MAX)
-        };
-        self.probabilities.chunks_exact(classes.max(1)).map(row).collect()
-    }
-
     fn to_parquet(&self, classes: usize) -> Result<Vec<u8>, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let width = i32::try_from(classes).map_err(|error| text(&error))?;
@@ -293,7 +294,7 @@ impl Predictions {
             Arc::new(StringArray::from_iter_values(&self.ids)),
             Arc::new(StringArray::from_iter_values(&self.splits)),
             Arc::new(Int32Array::from(self.labels.clone())),
-            Arc::new(Int32Array::from(self.predicted(classes))),
+            Arc::new(Int32Array::from(self.predicted.clone())),
             Arc::new(probabilities),
         ];
         let schema = Arc::new(Schema::new(vec![

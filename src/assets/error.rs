@@ -7,12 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum AssetError {
     /// Neither a path that exists nor a name of the registry.
-    #[error("{kind} {name:?}: no such file and no such name{}; known names: {}", did_you_mean(suggestion.as_deref()), known.join(", "))]
+    #[error("{kind} {name:?}: no such file ({looked}) and no such name{}; known names: {}", did_you_mean(suggestion.as_deref()), known.join(", "))]
     Unknown {
         /// `model` or `data set`.
         kind: &'static str,
         /// What was asked for.
         name: String,
+        /// Where a file of this name would be.
+        looked: PathBuf,
         /// The nearest known name.
         suggestion: Option<String>,
         /// Every known name.

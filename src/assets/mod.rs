@@ -171,7 +171,7 @@ impl Finder {
     /// When it is unknown, not at hand and not to be had.
     pub fn fetch_model(&self, name: &str, observer: Observer<'_>) -> Result<Located, AssetError> {
         let choices = self.registry.choices(name);
-        let Some(first) = choices.first() else { return Err(unknown("model", name, self.registry.model_names())) };
+        let Some(first) = choices.first() else { return Err(self.unknown("model", name, self.registry.model_names())) };
         let mut trace = Trace::default();
         if let Some(located) = choices.iter().find_map(|card| self.local_model(card, &mut trace)) {
             return Ok(located);
@@ -221,7 +221,7 @@ impl Finder {
     /// When it is unknown, not at hand and not to be had.
     pub fn fetch_dataset(&self, name: &str, observer: Observer<'_>) -> Result<LocatedData, AssetError> {
         let Some(card) = self.registry.dataset(name) else {
-            return Err(unknown("data set", name, self.registry.dataset_names()));
+            return Err(self.unknown("data set", name, self.registry.dataset_names()));
         };
         let mut trace = Trace::default();
         if let Some(located) = card.variants.iter().find_map(|variant| self.local_variant(card, variant, &mut trace)) {
@@ -320,17 +320,20 @@ impl Finder {
         Ok(LocatedData { paths, how: format!("{}, downloaded", variant.format), card: Some(card.clone()) })
     }
 
+    fn unknown(&self, kind: &'static str, name: &str, known: Vec<String>) -> AssetError {
+        let nearest = known.iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
+        let nearest = nearest.filter(|(similarity, _)| *similarity > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
+        let suggestion = nearest.map(|(_, name)| name.clone());
+        let looked = self.search.workdir.join(name);
+        let looked = std::path::absolute(&looked).unwrap_or(looked);
+        AssetError::Unknown { kind, name: name.to_owned(), looked, suggestion, known }
+    }
+
     fn download(&self, file: &AssetFile, target: &Path, observer: Observer<'_>) -> Result<(), Failure> {
         self.downloader.fetch(file, target, observer)?;
         self.sums.remember(target, &file.sha256);
         Ok(())
     }
-}
-
-fn unknown(kind: &'static str, name: &str, known: Vec<String>) -> AssetError {
-    let nearest = known.iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
-    let nearest = nearest.filter(|(similarity, _)| *similarity > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
-    AssetError::Unknown { kind, name: name.to_owned(), suggestion: nearest.map(|(_, name)| name.clone()), known }
 }
 
 /// `attempts` is what the download addresses answered; none where downloads are forbidden.

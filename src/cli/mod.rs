@@ -1,5 +1,6 @@
 //! The command line: what is typed, what is printed. The only room that prints.
 
+mod bench;
 mod data;
 mod doctor;
 mod extract;
@@ -83,6 +84,8 @@ enum Command {
     FitHead(fit_head::FitHeadArgs),
     /// Stage 3: run directory -> report.html, report.json, a table on the terminal.
     Report(report::ReportArgs),
+    /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
+    Bench(bench::BenchArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -102,7 +105,17 @@ static STOPPABLE: AtomicBool = AtomicBool::new(false);
 pub fn main() -> ExitCode {
     // Before there are threads: it sets a variable of the environment.
     crate::runtime::disable_telemetry();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wanted = std::env::args_os().any(|arg| arg == "--json");
+            if wanted && error.use_stderr() {
+                // Where stdout is closed there is nobody to tell.
+                let _ = say::line(&say::failure(error.to_string().trim().trim_start_matches("error: "), USAGE));
+            }
+            error.exit();
+        }
+    };
     let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose);
     if let Err(error) = watch_signals(&progress) {
         progress.warn(&format!("Ctrl-C cannot be caught ({error}): it will end at once"));
@@ -117,7 +130,7 @@ pub fn main() -> ExitCode {
     say::error(&text);
     if cli.global.json {
         // Where stdout is closed there is nobody to tell.
-        let _ = say::line(&serde_json::json!({ "error": text, "status": status }).to_string());
+        let _ = say::line(&say::failure(&text, status));
     }
     ExitCode::from(status)
 }
@@ -144,12 +157,14 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         stoppable: &STOPPABLE,
     };
     let output = say::Output { json: cli.global.json, quiet: cli.global.quiet };
-    let shell = Shell { context, progress, output, runtime: &cli.global.runtime };
+    let directory = cli.global.directory.as_deref();
+    let shell = Shell { context, progress, output, directory, runtime: &cli.global.runtime };
     match &cli.command {
         Command::Run(args) => run::main(args, &shell),
         Command::Extract(args) => extract::main(args, &shell),
         Command::FitHead(args) => fit_head::main(args, &shell),
         Command::Report(args) => report::main(args, &shell),
+        Command::Bench(args) => bench::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),

@@ -7,6 +7,8 @@ use toml::Value;
 
 use crate::pipeline::{Override, Pipeline, Settings};
 
+/// The pipeline file where none is named.
+const DEFAULT: &str = "tlpipe.toml";
 /// The pipeline that is recorded in a run folder.
 const OF_RUN: &str = "pipeline.toml";
 
@@ -186,15 +188,19 @@ impl HeadArgs {
 
 impl PipelineArgs {
     /// The pipeline that is recorded in the run folder, where only that is named.
-    pub fn or_recorded(&self) -> Self {
-        let run = self.run.as_deref().filter(|_| self.pipeline.is_none() && self.features.is_none());
-        let recorded = run.map(|run| Path::new(run).join(OF_RUN)).filter(|file| file.is_file());
-        Self { pipeline: recorded.or_else(|| self.pipeline.clone()), ..self.clone() }
+    pub fn or_recorded(&self) -> Result<Self, Usage> {
+        let Some(run) = self.run.as_deref().filter(|_| self.pipeline.is_none() && self.features.is_none()) else {
+            return Ok(self.clone());
+        };
+        let recorded = Path::new(run).join(OF_RUN);
+        if !recorded.is_file() && !Path::new(DEFAULT).is_file() {
+            return Err(Usage(format!("{run}: no run here ({OF_RUN} is missing); name the folder of a run, or a pipeline file")));
+        }
+        Ok(Self { pipeline: Some(recorded).filter(|file| file.is_file()), ..self.clone() })
     }
 
     /// The pipeline with every flag laid over it; `--set` wins over the named flags.
     pub fn resolve(&self, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
-        const DEFAULT: &str = "tlpipe.toml";
         let default = Path::new(DEFAULT);
         let named = self.pipeline.as_deref().map(|path| if path.is_dir() { path.join(OF_RUN) } else { path.to_owned() });
         let file = named.or_else(|| default.is_file().then(|| default.to_owned()));

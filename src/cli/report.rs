@@ -22,7 +22,7 @@ pub struct ReportArgs {
 /// Runs stage 3.
 pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let source = args.data.clone().map(|data| pipeline::Override { key: "data.source".into(), value: data.into() });
-    let pipeline = shell.pipeline(&args.pipeline.or_recorded(), source)?;
+    let pipeline = shell.pipeline(&args.pipeline.or_recorded()?, source)?;
     let reported = pipeline::report(&pipeline, &shell.context, true)?;
     shell.output.result(&json!({ "html": reported.html, "json": reported.json }), || {
         [table(&reported), Some(summary(&reported))].into_iter().flatten().collect::<Vec<_>>().join("\n")

@@ -9,6 +9,7 @@ use super::options::{HeadArgs, ImageArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
 use super::{extract, fit_head, report};
+use crate::head::Solver;
 use crate::pipeline::{self, Goal, StageOutcome};
 
 /// Arguments of `tlpipe run`.
@@ -34,23 +35,24 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     let (context, output) = (&shell.context, shell.output);
     let pipeline = shell.pipeline(&args.pipeline, args.images.overrides().into_iter().chain(args.head.overrides()))?;
-    let tell = |text: String| if output.json || output.quiet { Ok(()) } else { say::line(&text) };
+    let tell = |text: String| if output.json { Ok(()) } else { say::line(&text) };
+    let tell_stage = |text: String| if output.quiet { Ok(()) } else { tell(text) };
 
     let extracted = pipeline::extract(&pipeline, context, args.rebuild, Goal::Head)?;
     let extract_seconds = started.elapsed().as_secs_f64();
-    tell(stage("extract", extracted.outcome, extract_seconds))?;
-    tell(extract::summary(&pipeline, &extracted))?;
+    tell_stage(stage("extract", extracted.outcome, extract_seconds))?;
+    tell(extract::summary(&extracted))?;
 
     let fit_started = Instant::now();
     let fit = fit_head::fit(&pipeline, shell, false)?;
     let fit_seconds = fit_started.elapsed().as_secs_f64();
-    tell(stage("fit-head", fit.outcome, fit_seconds))?;
+    tell_stage(stage("fit-head", fit.outcome, fit_seconds))?;
     tell(fit_head::summary(&pipeline, &fit))?;
 
     let report_started = Instant::now();
     let reported = pipeline::report(&pipeline, context, false)?;
     let report_seconds = report_started.elapsed().as_secs_f64();
-    tell(stage("report", reported.outcome, report_seconds))?;
+    tell_stage(stage("report", reported.outcome, report_seconds))?;
     tell(report::summary(&reported))?;
 
     let seconds = started.elapsed().as_secs_f64();
@@ -66,11 +68,16 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         if idle {
             return format!("Everything is up to date ({}).", say::seconds(seconds));
         }
-        format!(
-            "{} in all. Another head on these features takes a second: tlpipe fit-head {} --set head.learning_rate=3e-3",
-            say::seconds(seconds),
-            pipeline.run.join("pipeline.toml").display()
-        )
+        if output.quiet {
+            return format!("{} in all.", say::seconds(seconds));
+        }
+        // A setting that the solver has.
+        let other = match pipeline.settings.head.solver {
+            Solver::Adam => "--set head.learning_rate=3e-3",
+            Solver::Linfa => "--set head.l2=1e-2",
+        };
+        let hint = shell.hint("fit-head", &pipeline.run.join("pipeline.toml"), other);
+        format!("{} in all. Another head on these features takes a second: {hint}", say::seconds(seconds))
     })
 }
 

@@ -37,6 +37,11 @@ pub fn error(text: &str) {
     let _ = writeln!(std::io::stderr(), "{on}error:{off} {text}");
 }
 
+/// An error as the one object on stdout.
+pub fn failure(text: &str, status: u8) -> String {
+    serde_json::json!({ "error": text, "status": status }).to_string()
+}
+
 /// An error with its causes, each once.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();

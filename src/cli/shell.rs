@@ -1,5 +1,7 @@
 //! What every command works with, and how its pipeline comes about.
 
+use std::path::Path;
+
 use super::options::{PipelineArgs, RuntimeArgs};
 use super::progress::Progress;
 use super::say::Output;
@@ -14,11 +16,19 @@ pub struct Shell<'a> {
     pub progress: &'a Progress,
     /// Results on stdout.
     pub output: Output,
+    /// The folder of `-C`.
+    pub directory: Option<&'a Path>,
     /// Flags on what it runs on.
     pub runtime: &'a RuntimeArgs,
 }
 
 impl Shell<'_> {
+    /// A command that can be typed next, on the pipeline that a run recorded.
+    pub fn hint(&self, command: &str, run: &Path, more: &str) -> String {
+        let directory = self.directory.map(|directory| format!(" -C {}", quoted(directory))).unwrap_or_default();
+        format!("tlpipe{directory} {command} {} {more}", quoted(run))
+    }
+
     /// The pipeline with every flag laid over it. Its threads become those of the process.
     pub fn pipeline(&self, args: &PipelineArgs, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
         let pipeline = args.resolve(flags.into_iter().chain(self.runtime.overrides()))?;
@@ -38,5 +48,25 @@ impl Shell<'_> {
     pub fn compute(&self) -> anyhow::Result<Compute> {
         let flags: Vec<Override> = self.runtime.overrides().collect();
         Ok(Settings::load(None, &flags)?.runtime.compute()?)
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(
+            ["runs/a-1.toml", "my photos", "it's", ""].map(|path| quoted(Path::new(path))),
+            ["runs/a-1.toml", "'my photos'", r"'it'\''s'", "''"]
+        );
     }
 }

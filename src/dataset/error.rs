@@ -9,7 +9,7 @@ pub enum DatasetError {
     #[error("{0}: no such file or folder; give a path that exists, or a pattern such as 'photos/*/*.jpg' in quotes")]
     NotFound(PathBuf),
     /// A file or a folder cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: cannot be read ({source}); change its permissions, or take it out of the source")]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -101,6 +101,21 @@ impl Backbone {
             onnx::Layout::Nhwc => Layout::Nhwc,
         };
         let mut assumptions = Vec::new();
+        let declared = onnx::input(&model)?;
+        if let Some((height, width)) = declared.fixed_size().filter(|(height, width)| height != width) {
+            assumptions.push(format!(
+                "{}: made for images of {height} x {width} pixels (height x width); tlpipe gives it squares",
+                file.display()
+            ));
+        }
+        if let (onnx::CutReason::BeforeTop { .. }, onnx::Pooling::Mean { .. }) = (&place.reason, &place.pooling) {
+            assumptions.push(format!(
+                "{}: the classifier looks at every position of {:?}, a map; tlpipe takes the mean over them, which this network was not \
+                 trained with",
+                file.display(),
+                place.tensor
+            ));
+        }
         let card = located.card.as_ref().map(|card| &card.preprocessing);
         let pixels = match (pixels, card) {
             (Some(scale), _) => scale.format(layout),
@@ -130,7 +145,7 @@ impl Backbone {
             model: without_top.to_bytes(),
             width: place.features.ok_or_else(|| BackboneError::Width { model: file.clone(), tensor: place.tensor.clone() })?,
             cut: place,
-            native_side: card.map(|card| card.side).or(onnx::input(&model)?.side),
+            native_side: card.map(|card| card.side).or(declared.side),
             fixed_side: input.side,
             fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()),
             pixels,

@@ -61,7 +61,7 @@ pub(super) fn measure(
             let prepared = catch_unwind(AssertUnwindSafe(|| preparer.run(&bytes, &mut tensor[slot..])));
             if !matches!(prepared, Ok(Ok(_))) {
                 tensor.truncate(slot);
-                preparer = Preparer::new(&plan.spec);
+                preparer.renew();
                 continue;
             }
             taken += 1;

@@ -18,19 +18,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::prepare::Preparer;
-use super::{Backbone, ExtractError, drift};
+use super::{Backbone, ExtractError, Slice, drift};
 use crate::dataset::{Dataset, DatasetError, Record};
 use crate::events::{Event, Observer, Unit};
 use crate::image::ImageSpec;
 use crate::runtime::{Compute, Runtime, Session, SessionOptions};
 use crate::store::{
-    Drift, Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StoreError, StoreWriter, Target,
+    Drift, Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StageSeconds, StoreError,
+    StoreWriter, Target,
 };
 
 /// Batches under way for each worker, the one it works on included.
 const PER_WORKER: usize = 4;
 
 /// Everything an extraction needs.
+#[derive(Clone)]
 pub struct Plan<'a> {
     /// The images.
     pub dataset: &'a Dataset,
@@ -50,6 +52,10 @@ pub struct Plan<'a> {
     pub threads: usize,
     /// Images a batch.
     pub batch: usize,
+    /// The part of the images that is looked at.
+    pub slice: Option<Slice>,
+    /// Look at so many images, and at the whole source again and again where it has fewer: for measuring.
+    pub repeated: Option<usize>,
 }
 
 /// How an extraction ended.
@@ -74,7 +80,7 @@ struct Batch {
 
 /// What became of one image.
 enum Outcome {
-    Row { split: Arc<str>, row: Row, embedding: Embedding },
+    Row { split: Arc<str>, row: Row, embedding: Embedding, changed: bool },
     Quarantined(Quarantined),
 }
 
@@ -113,30 +119,43 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     let (take_permit, give_permit) = sync_channel::<()>(under_way);
     let batches = Mutex::new(batches);
     let mut tally = Tally::new(plan, observe);
+    tally.startup_seconds = started.elapsed().as_secs_f64();
     let outcome = std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(plan, to_workers, take_permit, &halted));
-        for worker in 0..plan.threads {
+        let worker = |number: usize| {
             let (results, batches, index) = (to_collector.clone(), &batches, &index);
-            let session = &sessions[worker % sessions.len()];
-            scope.spawn(move || work(plan, session, index, batches, &results));
-        }
+            let session = &sessions[number % sessions.len()];
+            scope.spawn(move || work(plan, session, index, batches, &results))
+        };
+        let workers: Vec<_> = (0..plan.threads).map(worker).collect();
         drop(to_collector);
         let collected = collect(&mut writer, &mut tally, results, &give_permit);
         failed.store(collected.is_err(), Ordering::Relaxed);
         drop(give_permit);
+        for worker in workers {
+            tally.stages += worker.join().map_err(|_| ExtractError::Worker)?;
+        }
         let read = reader.join().map_err(|_| ExtractError::Worker)?;
-        collected.and(read.map_err(ExtractError::from))
+        collected?;
+        Ok(read?)
     });
-    if let Err(error) = outcome {
-        writer.pause()?;
-        return Err(error);
-    }
-    if stop.load(Ordering::Relaxed) && tally.done() < tally.total {
-        writer.pause()?;
-        return Ok(Ended::Interrupted { done: tally.done(), total: tally.total });
+    match outcome {
+        Ok(Reached::End) => {}
+        Ok(Reached::Stop) => {
+            writer.pause()?;
+            return Ok(Ended::Interrupted { done: tally.done(), total: tally.total });
+        }
+        Err(error) => {
+            writer.pause()?;
+            return Err(error);
+        }
     }
     let usable = tally.new + tally.reused;
-    let extraction = tally.finish(plan, runtime, ran_on, started.elapsed().as_secs_f64());
+    let removed = index.images().saturating_sub(tally.changed + tally.reused);
+    let flushing = Instant::now();
+    writer.flush()?;
+    tally.stages.write += flushing.elapsed().as_secs_f64();
+    let extraction = tally.finish(plan, runtime, ran_on, started.elapsed().as_secs_f64(), removed);
     let looked_at = usable + extraction.quarantined;
     let manifest = writer.finish(extraction)?;
     if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(Box::new(manifest))) }
@@ -169,7 +188,7 @@ impl RanOn {
 }
 
 /// One session of one thread a worker on a CPU; on a GPU one session, since its workers only prepare batches.
-fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, ExtractError> {
+pub(super) fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, ExtractError> {
     let options = SessionOptions { compute: plan.compute, threads: 1 };
     let mut sessions = vec![Mutex::new(runtime.session(plan.backbone.model(), &options)?)];
     let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).on_processor();
@@ -188,13 +207,19 @@ fn try_out(plan: &Plan<'_>, session: &Mutex<Session>) -> Result<(), ExtractError
     }
 }
 
+/// How far the reader came.
+enum Reached {
+    End,
+    Stop,
+}
+
 /// Feeds the workers, split by split, in the order of the source.
 fn read(
     plan: &Plan<'_>,
     workers: SyncSender<Batch>,
     permits: SyncSender<()>,
     halted: &dyn Fn() -> bool,
-) -> Result<(), DatasetError> {
+) -> Result<Reached, DatasetError> {
     let mut number = 0;
     // A closed channel means that the other side gave up and will say why.
     let mut send = |records: Vec<Record>| {
@@ -202,35 +227,61 @@ fn read(
         number += 1;
         sent
     };
-    for split in plan.dataset.splits() {
-        let mut records = Vec::with_capacity(plan.batch);
-        for record in plan.dataset.records(&split.name)? {
-            if halted() {
-                return Ok(());
+    let mut left = plan.repeated.unwrap_or(usize::MAX);
+    loop {
+        for split in plan.dataset.splits() {
+            let mut records = Vec::with_capacity(plan.batch);
+            for record in plan.dataset.records(&split.name)? {
+                if halted() {
+                    return Ok(Reached::Stop);
+                }
+                let record = record?;
+                if plan.slice.is_some_and(|slice| !slice.holds(&record.id)) {
+                    continue;
+                }
+                records.push(record);
+                left -= 1;
+                let full = records.len() == plan.batch;
+                if full && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.batch))) {
+                    return Ok(Reached::Stop);
+                }
+                if left == 0 {
+                    break;
+                }
             }
-            records.push(record?);
-            if records.len() == plan.batch && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.batch))) {
-                return Ok(());
+            if !records.is_empty() && !send(records) {
+                return Ok(Reached::Stop);
+            }
+            if left == 0 {
+                return Ok(Reached::End);
             }
         }
-        if !records.is_empty() && !send(records) {
-            return Ok(());
+        if plan.repeated.is_none() {
+            return Ok(Reached::End);
         }
     }
-    Ok(())
 }
 
-fn work(plan: &Plan<'_>, session: &Mutex<Session>, index: &Index, batches: &Mutex<Receiver<Batch>>, results: &SyncSender<Done>) {
+/// Carries batches until there are no more; gives what it spent.
+fn work(
+    plan: &Plan<'_>,
+    session: &Mutex<Session>,
+    index: &Index,
+    batches: &Mutex<Receiver<Batch>>,
+    results: &SyncSender<Done>,
+) -> StageSeconds {
     let mut preparer = Preparer::new(&plan.spec);
     let mut tensor = Vec::new();
     loop {
+        let waiting = Instant::now();
         let next = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Batch { number, records }) = next else { return };
+        preparer.spent.wait += waiting.elapsed().as_secs_f64();
+        let Ok(Batch { number, records }) = next else { return preparer.spent };
         // A panic must not leave the others waiting for this batch.
         let carried = catch_unwind(AssertUnwindSafe(|| batch(plan, session, index, &mut preparer, &mut tensor, records)));
         let outcomes = carried.unwrap_or(Err(ExtractError::Worker));
         if results.send(Done { number, outcomes }).is_err() {
-            return;
+            return preparer.spent;
         }
     }
 }
@@ -253,19 +304,25 @@ fn batch(
         let quarantined = |id, split: Arc<str>, error, content_hash| {
             Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
         };
-        let bytes = match image.read() {
-            Ok(bytes) => bytes,
+        let reading = Instant::now();
+        let read = image.read().map(|bytes| (blake3::hash(&bytes).to_hex().to_string(), bytes));
+        preparer.spent.read += reading.elapsed().as_secs_f64();
+        let (content_hash, bytes) = match read {
+            Ok(read) => read,
             Err(reason) => {
                 outcomes.push(quarantined(id, split, reason, None));
                 continue;
             }
         };
-        let content_hash = blake3::hash(&bytes).to_hex().to_string();
-        if let Some((place, old)) = index.find(&split, &id, &content_hash) {
+        let old = index.find(&split, &id);
+        if let Some((place, old)) = old
+            && old.content_hash == content_hash
+        {
             let row = Row { id, label, content_hash, width: old.width, height: old.height };
-            outcomes.push(Outcome::Row { split, row, embedding: Embedding::Reused(place) });
+            outcomes.push(Outcome::Row { split, row, embedding: Embedding::Reused(place), changed: false });
             continue;
         }
+        let changed = old.is_some();
         let slot = tensor.len();
         tensor.resize(slot + image_len, 0.0);
         // A decoder that panics on hostile bytes costs that image, not the run.
@@ -275,20 +332,22 @@ fn batch(
                 fresh.push(outcomes.len());
                 let size = |pixels| i32::try_from(pixels).unwrap_or(i32::MAX);
                 let row = Row { id, label, content_hash, width: size(width), height: size(height) };
-                outcomes.push(Outcome::Row { split, row, embedding: Embedding::New(Vec::new()) });
+                outcomes.push(Outcome::Row { split, row, embedding: Embedding::New(Vec::new()), changed });
             }
             failed => {
                 tensor.truncate(slot);
-                *preparer = Preparer::new(&plan.spec);
+                preparer.renew();
                 let reason = failed.map_or_else(|_| "the decoder failed on it".into(), |result| reason(result.err()));
                 outcomes.push(quarantined(id, split, reason, Some(content_hash)));
             }
         }
     }
     if !fresh.is_empty() {
+        let inferring = Instant::now();
         let features = infer(plan, session, tensor, fresh.len())?;
+        preparer.spent.infer += inferring.elapsed().as_secs_f64();
         for (&place, values) in fresh.iter().zip(features.chunks_exact(plan.backbone.width())) {
-            let Some(Outcome::Row { split, row, embedding }) = outcomes.get_mut(place) else { continue };
+            let Some(Outcome::Row { split, row, embedding, .. }) = outcomes.get_mut(place) else { continue };
             if values.iter().any(|value| !value.is_finite()) {
                 let model = plan.backbone.file().to_path_buf();
                 return Err(ExtractError::NotFinite { model, split: split.to_string(), id: row.id.clone() });
@@ -339,10 +398,12 @@ fn collect(
     for Done { number, outcomes } in results {
         early.insert(number, outcomes?);
         while let Some(outcomes) = early.remove(&next) {
+            let writing = Instant::now();
             for outcome in outcomes {
                 tally.count(&outcome);
                 store(writer, outcome)?;
             }
+            tally.stages.write += writing.elapsed().as_secs_f64();
             tally.advance();
             next += 1;
             // Cannot fail while the reader lives, and where it does not, nothing waits for the permit.
@@ -354,7 +415,7 @@ fn collect(
 
 fn store(writer: &mut StoreWriter, outcome: Outcome) -> Result<(), StoreError> {
     match outcome {
-        Outcome::Row { split, row, embedding } => writer.push(&split, row, embedding),
+        Outcome::Row { split, row, embedding, .. } => writer.push(&split, row, embedding),
         Outcome::Quarantined(image) => {
             writer.quarantine(image);
             Ok(())
@@ -370,15 +431,32 @@ struct Tally<'a> {
     split: Option<(String, usize, Instant)>,
     splits: Vec<SplitFigures>,
     new: usize,
+    changed: usize,
     reused: usize,
     quarantined: usize,
+    startup_seconds: f64,
+    stages: StageSeconds,
 }
 
 impl<'a> Tally<'a> {
     fn new(plan: &Plan<'_>, observe: Observer<'a>) -> Self {
-        let expected: Vec<_> = plan.dataset.splits().iter().map(|split| (Arc::clone(&split.name), split.rows)).collect();
-        let total = expected.iter().map(|(_, rows)| rows).sum();
-        Self { observe, expected, total, split: None, splits: Vec::new(), new: 0, reused: 0, quarantined: 0 }
+        // How many ids of a split fall into a slice is known at the end.
+        let parts = plan.slice.map_or(1, |slice| slice.of());
+        let expected: Vec<_> =
+            plan.dataset.splits().iter().map(|split| (Arc::clone(&split.name), split.rows.div_ceil(parts))).collect();
+        Self {
+            observe,
+            total: expected.iter().map(|(_, rows)| rows).sum(),
+            expected,
+            split: None,
+            splits: Vec::new(),
+            new: 0,
+            changed: 0,
+            reused: 0,
+            quarantined: 0,
+            startup_seconds: 0.0,
+            stages: StageSeconds::default(),
+        }
     }
 
     fn done(&self) -> usize {
@@ -404,7 +482,10 @@ impl<'a> Tally<'a> {
             figures.rows += rows;
         }
         match outcome {
-            Outcome::Row { embedding: Embedding::New(_), .. } => self.new += 1,
+            Outcome::Row { embedding: Embedding::New(_), changed, .. } => {
+                self.new += 1;
+                self.changed += usize::from(*changed);
+            }
             Outcome::Row { embedding: Embedding::Reused(_), .. } => self.reused += 1,
             Outcome::Quarantined(image) => {
                 self.quarantined += 1;
@@ -434,7 +515,7 @@ impl<'a> Tally<'a> {
     }
 
     #[allow(clippy::cast_precision_loss)]
-    fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, ran_on: RanOn, seconds: f64) -> Extraction {
+    fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, ran_on: RanOn, seconds: f64, removed: usize) -> Extraction {
         self.close();
         if self.quarantined > 0 {
             let place = plan.features.join("quarantine.parquet");
@@ -445,9 +526,13 @@ impl<'a> Tally<'a> {
         Extraction {
             rows: self.new + self.reused,
             new: self.new,
+            changed: self.changed,
             reused: self.reused,
+            removed,
             quarantined: self.quarantined,
             seconds,
+            startup_seconds: self.startup_seconds,
+            stages: self.stages,
             images_per_second: self.new as f64 / seconds.max(1e-9),
             provider: ran_on.provider.to_owned(),
             nodes: ran_on.nodes,

@@ -1,14 +1,18 @@
 //! Stage 1: images through the frozen backbone into the feature store.
 
 mod backbone;
+mod bench;
 mod drift;
 mod engine;
 mod prepare;
+mod slice;
 
 use std::path::PathBuf;
 
 pub use backbone::{Backbone, BackboneError, PixelScale};
+pub use bench::{Bench, Effort, bench};
 pub use engine::{Ended, Plan, extract};
+pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;
 use crate::runtime::{Precision, RuntimeError};
@@ -75,6 +79,9 @@ pub enum ExtractError {
         /// Relative L2 distance of a sample to fp32.
         distance: f64,
     },
+    /// There is no place for a measurement.
+    #[error("the system's folder for temporary files: {0}; name another one in TMPDIR")]
+    Scratch(std::io::Error),
     /// A worker thread ended without an answer.
     #[error("a worker thread stopped unexpectedly; what was recorded is kept, go on with the same command")]
     Worker,

@@ -71,21 +71,32 @@ pub fn hold_out(
     if train.is_empty() {
         return Err(HeadError::NothingToTrain { labelled: labelled.len(), fraction });
     }
-    let lacking = |held: bool| -> Vec<&str> {
-        let missing = of_class.iter().zip(classes).filter(|(rows, _)| !rows.iter().any(|&row| is_held[row] == held));
-        missing.map(|(_, name)| name.as_str()).collect()
+    let remedy = if kind == HoldOut::Tail { "; is the source sorted by class? set head.split = \"stratified\"" } else { "" };
+    let warnings = lacking(&train, &holdout, labels, classes).into_iter().map(|warning| warning + remedy).collect();
+    Ok(Split { train, holdout, warnings })
+}
+
+/// What a user should know of classes that have no row to train on, or none held out.
+pub fn lacking(train: &[usize], holdout: &[usize], labels: &[Option<i32>], classes: &[String]) -> Vec<String> {
+    let missing = |rows: &[usize]| -> Vec<&str> {
+        let mut present = vec![false; classes.len()];
+        for class in rows.iter().filter_map(|&row| labels.get(row).copied().flatten()) {
+            if let Some(present) = usize::try_from(class).ok().and_then(|class| present.get_mut(class)) {
+                *present = true;
+            }
+        }
+        classes.iter().zip(present).filter(|(_, present)| !present).map(|(name, _)| name.as_str()).collect()
     };
     let mut warnings = Vec::new();
-    let remedy = if kind == HoldOut::Tail { "; is the source sorted by class? set head.split = \"stratified\"" } else { "" };
-    let untrained = lacking(false);
+    let untrained = missing(train);
     if !untrained.is_empty() {
-        warnings.push(format!("no training row of {}: the head cannot learn {}{remedy}", listed(&untrained), it(&untrained)));
+        warnings.push(format!("no training row of {}: the head cannot learn {}", listed(&untrained), it(&untrained)));
     }
-    let unheld = lacking(true);
+    let unheld = missing(holdout);
     if !holdout.is_empty() && !unheld.is_empty() {
-        warnings.push(format!("no held-out row of {}: the hold-out says nothing about {}{remedy}", listed(&unheld), it(&unheld)));
+        warnings.push(format!("no held-out row of {}: the hold-out says nothing about {}", listed(&unheld), it(&unheld)));
     }
-    Ok(Split { train, holdout, warnings })
+    warnings
 }
 
 /// Keras' rule, in Keras' arithmetic.

@@ -45,7 +45,7 @@ mod tally;
 
 pub use error::HeadError;
 pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from};
-pub use holdout::{Split, hold_out};
+pub use holdout::{Split, hold_out, lacking};
 pub use linfa::ParamGuard;
 pub use model::Head;
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};

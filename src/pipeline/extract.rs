@@ -6,11 +6,11 @@ use super::{Context, DataSettings, Interrupted, Pipeline, PipelineError};
 use crate::assets::Finder;
 use crate::dataset::{Dataset, SourceOptions, synth};
 use crate::events::Event;
-use crate::extract::{Backbone, Ended, Plan, extract as run_engine};
+use crate::extract::{self, Backbone, Bench, Effort, Ended, Plan, Slice, extract as run_engine};
 use crate::image::ImageSpec;
 use crate::run::RunDir;
 use crate::runtime::{Compute, Runtime, locate};
-use crate::store::{Manifest, SourceRecord};
+use crate::store::{Manifest, SourceRecord, StoreError};
 
 /// Whether a stage had anything to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Extracted {
     pub outcome: StageOutcome,
     /// The store.
     pub manifest: Manifest,
+    /// Its folder.
+    pub features: PathBuf,
 }
 
 /// What the features are for: what stands in the way of a later stage is said before the first one has cost anything.
@@ -35,6 +37,8 @@ pub struct Extracted {
 pub enum Goal {
     /// The features themselves.
     Features,
+    /// The features of one slice of the images, beside those of others.
+    Slice(Slice),
     /// A head is fitted on them: there must be labels, and a place for the run.
     Head,
 }
@@ -58,68 +62,135 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
     Ok(Dataset::open(&paths, &options)?)
 }
 
+/// What stage 1 works with, opened and checked.
+struct Stage {
+    dataset: Dataset,
+    backbone: Backbone,
+    spec: ImageSpec,
+    source: SourceRecord,
+    compute: Compute,
+    features: PathBuf,
+    slice: Option<Slice>,
+}
+
+impl Stage {
+    fn open(pipeline: &Pipeline, context: &Context<'_>, goal: Goal) -> Result<Self, PipelineError> {
+        let settings = &pipeline.settings;
+        let compute = settings.runtime.compute()?;
+        let dataset = open_dataset(&settings.data, context)?;
+        let (mut features, mut slice) = (pipeline.features.clone(), None);
+        match goal {
+            Goal::Features => {}
+            Goal::Slice(part) => {
+                if Manifest::read(&features).is_ok() {
+                    return Err(StoreError::Whole(features).into());
+                }
+                (features, slice) = (part.folder(&features), Some(part));
+            }
+            Goal::Head => {
+                trainable(&dataset, settings.data.source.as_deref().unwrap_or_default())?;
+                RunDir::new(&pipeline.run).prepare()?;
+            }
+        }
+        let located = Finder::new(context.search.clone())?.model(&settings.backbone.model, context.observe)?;
+        let backbone = Backbone::load(&located, settings.backbone.cut.as_deref(), settings.backbone.pixels)?;
+        let spec = ImageSpec {
+            side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
+            resize: settings.backbone.resize,
+            pixels: backbone.pixels().clone(),
+        };
+        backbone.check_side(spec.side)?;
+        let source = SourceRecord {
+            name: settings.data.source.clone().unwrap_or_default(),
+            kind: dataset.name().to_owned(),
+            fingerprint: dataset.fingerprint(),
+            sorted_by_class: dataset.sorted_by_class(),
+        };
+        Ok(Self { dataset, backbone, spec, source, compute, features, slice })
+    }
+
+    /// Starts ONNX Runtime, and says what is about to be run.
+    fn start(&self, pipeline: &Pipeline, context: &Context<'_>, what: &str) -> Result<(Runtime, Plan<'_>), PipelineError> {
+        let warnings = self.dataset.warnings().iter().chain(self.backbone.assumptions());
+        for warning in warnings.chain(&self.backbone.warning_at(self.spec.side)) {
+            (context.observe)(Event::Warned(warning.clone()));
+        }
+        let runtime = Runtime::start(&locate(&context.runtime_options(self.compute), context.observe)?)?;
+        let settings = &pipeline.settings.runtime;
+        let threads = match settings.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        (context.observe)(Event::Noted(format!(
+            "{what:<9} {} · {} cut at {} · {} px · {}, ONNX Runtime {}, {threads} thread{}",
+            self.source.name,
+            self.backbone.name(),
+            self.backbone.cut().tensor,
+            self.spec.side,
+            self.compute,
+            runtime.version(),
+            if threads == 1 { "" } else { "s" },
+        )));
+        let plan = Plan {
+            dataset: &self.dataset,
+            source: self.source.clone(),
+            backbone: &self.backbone,
+            spec: self.spec.clone(),
+            features: self.features.clone(),
+            rebuild: false,
+            compute: self.compute,
+            threads,
+            batch: settings.batch,
+            slice: self.slice,
+            repeated: None,
+        };
+        Ok((runtime, plan))
+    }
+
+    /// The store as it is, where it already holds what is asked for.
+    fn up_to_date(&self) -> Option<Manifest> {
+        // Where the manifest cannot be read, the writer says why.
+        let manifest = Manifest::read(&self.features).ok()?;
+        // `auto` takes what it gets, so it is content with what there is.
+        let class = &manifest.key_parts.provider;
+        let current = manifest.complete
+            && self.compute.accepts(class)
+            && manifest.key_parts == self.backbone.key_parts(&self.spec, class, self.compute.precision())
+            && manifest.source == self.source
+            && manifest.classes == self.dataset.classes()
+            && !manifest.shards.is_empty()
+            && manifest.shards_present(&self.features);
+        current.then_some(manifest)
+    }
+}
+
 /// Brings the feature store up to date for a goal; with `rebuild`, makes it anew whatever is there.
 ///
 /// # Errors
 /// When the images, the backbone, ONNX Runtime or the store cannot be used, or the user stopped it.
 pub fn extract(pipeline: &Pipeline, context: &Context<'_>, rebuild: bool, goal: Goal) -> Result<Extracted, PipelineError> {
-    let settings = &pipeline.settings;
-    let compute = settings.runtime.compute()?;
-    let dataset = open_dataset(&settings.data, context)?;
-    if goal == Goal::Head {
-        trainable(&dataset, settings.data.source.as_deref().unwrap_or_default())?;
-        RunDir::new(&pipeline.run).prepare()?;
+    let stage = Stage::open(pipeline, context, goal)?;
+    if !rebuild && let Some(manifest) = stage.up_to_date() {
+        return Ok(Extracted { outcome: StageOutcome::UpToDate, manifest, features: stage.features });
     }
-    let backbone = backbone(pipeline, context)?;
-    let spec = ImageSpec {
-        side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
-        resize: settings.backbone.resize,
-        pixels: backbone.pixels().clone(),
-    };
-    backbone.check_side(spec.side)?;
-    let source = SourceRecord {
-        name: settings.data.source.clone().unwrap_or_default(),
-        kind: dataset.name().to_owned(),
-        fingerprint: dataset.fingerprint(),
-        sorted_by_class: dataset.sorted_by_class(),
-    };
-    if !rebuild && let Some(manifest) = up_to_date(&pipeline.features, &backbone, &spec, compute, &source, dataset.classes()) {
-        return Ok(Extracted { outcome: StageOutcome::UpToDate, manifest });
-    }
-    for warning in dataset.warnings().iter().chain(backbone.assumptions()).chain(&backbone.warning_at(spec.side)) {
-        (context.observe)(Event::Warned(warning.clone()));
-    }
-    let runtime = Runtime::start(&locate(&context.runtime_options(compute), context.observe)?)?;
-    let threads = match settings.runtime.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    (context.observe)(Event::Noted(format!(
-        "extract   {} · {} cut at {} · {} px · {compute}, ONNX Runtime {}, {threads} thread{}",
-        source.name,
-        backbone.name(),
-        backbone.cut().tensor,
-        spec.side,
-        runtime.version(),
-        if threads == 1 { "" } else { "s" },
-    )));
-    let plan = Plan {
-        dataset: &dataset,
-        source,
-        backbone: &backbone,
-        spec,
-        features: pipeline.features.clone(),
-        rebuild,
-        compute,
-        threads,
-        batch: settings.runtime.batch,
-    };
+    let (runtime, plan) = stage.start(pipeline, context, "extract")?;
+    let plan = Plan { rebuild, ..plan };
     match context.stoppable(|| run_engine(&plan, &runtime, context.observe, context.stop))? {
-        Ended::Finished(manifest) => Ok(Extracted { outcome: StageOutcome::Ran, manifest: *manifest }),
+        Ended::Finished(manifest) => Ok(Extracted { outcome: StageOutcome::Ran, manifest: *manifest, features: plan.features }),
         Ended::Interrupted { done, total } => {
             Err(Interrupted(format!("stopped after {done} of {total} images; they are kept, go on with the same command")).into())
         }
     }
+}
+
+/// Measures stage 1 against what this machine can do; the pipeline's own store is left alone.
+///
+/// # Errors
+/// When the images, the backbone or ONNX Runtime cannot be used.
+pub fn bench(pipeline: &Pipeline, context: &Context<'_>, effort: Effort) -> Result<Bench, PipelineError> {
+    let stage = Stage::open(pipeline, context, Goal::Features)?;
+    let (runtime, plan) = stage.start(pipeline, context, "bench")?;
+    Ok(extract::bench(&plan, &runtime, effort, context.observe)?)
 }
 
 /// Refuses images that no head can be fitted on.
@@ -154,42 +225,13 @@ fn drawn(cache: &Path) -> Result<PathBuf, PipelineError> {
         return Ok(folder);
     }
     let parent = cache.join("data");
-    let io = |source| synth::SynthError::Io { path: folder.clone(), source };
+    let io = |source| PipelineError::Cache { path: folder.clone(), source };
     std::fs::create_dir_all(&parent).map_err(io)?;
     let scratch = tempfile::tempdir_in(&parent).map_err(io)?;
     synth::write(&params, scratch.path())?;
     match std::fs::rename(scratch.path(), &folder) {
         // Another process was quicker; what it drew is the same.
-        Err(error) if !folder.is_dir() => Err(io(error).into()),
+        Err(error) if !folder.is_dir() => Err(io(error)),
         _ => Ok(folder),
     }
-}
-
-fn backbone(pipeline: &Pipeline, context: &Context<'_>) -> Result<Backbone, PipelineError> {
-    let settings = &pipeline.settings.backbone;
-    let located = Finder::new(context.search.clone())?.model(&settings.model, context.observe)?;
-    Ok(Backbone::load(&located, settings.cut.as_deref(), settings.pixels)?)
-}
-
-/// The store as it is, where it already holds what is asked for.
-fn up_to_date(
-    features: &Path,
-    backbone: &Backbone,
-    spec: &ImageSpec,
-    compute: Compute,
-    source: &SourceRecord,
-    classes: &[String],
-) -> Option<Manifest> {
-    // Where the manifest cannot be read, the writer says why.
-    let manifest = Manifest::read(features).ok()?;
-    // `auto` takes what it gets, so it is content with what there is.
-    let class = &manifest.key_parts.provider;
-    let current = manifest.complete
-        && compute.accepts(class)
-        && manifest.key_parts == backbone.key_parts(spec, class, compute.precision())
-        && manifest.source == *source
-        && manifest.classes == classes
-        && !manifest.shards.is_empty()
-        && manifest.shards_present(features);
-    current.then_some(manifest)
 }

@@ -42,6 +42,16 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
     }
     run.prepare()?;
+    if let (missing @ [_, ..], of) = store.missing_slices() {
+        let numbers = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        (context.observe)(Event::Warned(format!(
+            "{} of {of} slices of {} are missing or unfinished ({numbers}): their images are left out; make them with tlpipe extract \
+             --shard {}/{of} and so on",
+            missing.len(),
+            pipeline.features.display(),
+            missing[0]
+        )));
+    }
     let manifest = store.manifest();
     let started = Instant::now();
     let rows = Rows::load(&store, params.split)?;
@@ -94,6 +104,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         predictions.labels.extend(labels);
         for mut row in logits.rows_mut() {
             if let Some(row) = row.as_slice_mut() {
+                predictions.predicted.push(i32::try_from(evaluate::argmax(row)).unwrap_or(i32::MAX));
                 evaluate::softmax(row);
                 predictions.probabilities.extend_from_slice(row);
             }
@@ -107,9 +118,12 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         None => None,
     };
     if validation.is_none() && test.is_none() {
-        let text = "nothing is scored on images that the head has not seen: there is no hold-out and no labelled test split; \
-                    set head.validation_split above 0, or add a test split";
-        (context.observe)(Event::Warned(text.into()));
+        let remedy =
+            if params.validation_split > 0.0 { "add images, two or more of a class" } else { "set head.validation_split" };
+        (context.observe)(Event::Warned(format!(
+            "nothing is scored on images that the head has not seen: no row is held out, and there is no labelled test split; \
+             {remedy}, or add a test split"
+        )));
     }
     let metrics = Metrics {
         schema: METRICS_SCHEMA,
@@ -198,7 +212,8 @@ impl Rows {
             Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
         } else {
             let holdout = labelled(self.validation.clone());
-            Division { train, holdout, kind: "source".into(), warnings: Vec::new() }
+            let warnings = head::lacking(&train, &holdout, &self.fitting.labels, classes);
+            Division { train, holdout, kind: "source".into(), warnings }
         };
         if unlabelled > 0 {
             division.warnings.push(format!("{unlabelled} images of train have no label: they are left out of the fit"));
@@ -237,8 +252,8 @@ fn write(
     metrics: &Metrics,
 ) -> Result<(), PipelineError> {
     run.remove("metrics.json")?;
-    run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
     head.save(&run.file("head.safetensors"))?;
+    run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
     run.write_history(history)?;
     run.write_predictions(predictions, metrics.classes.len())?;
     Ok(run.write_metrics(metrics)?)

@@ -9,7 +9,7 @@ mod settings;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use extract::{Extracted, Goal, StageOutcome, extract, open_dataset};
+pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
 pub use report::{Reported, report};
@@ -43,7 +43,9 @@ pub enum PipelineError {
     #[error("no images named: give --data PATH, or `source` below [data] in a pipeline file")]
     NoSource,
     /// Neither a source nor a store is named.
-    #[error("neither images nor features named: give --data PATH or --features DIR, or `source` below [data] in a pipeline file")]
+    #[error(
+        "neither images nor features named: name a pipeline file, or give --features DIR (or, to run or extract, --data PATH)"
+    )]
     NoFeatures,
     /// Two folders that must differ are one.
     #[error("{path}: this is both {one} and {other}; name another folder with {flag}")]
@@ -71,6 +73,14 @@ pub enum PipelineError {
     /// The images cannot be read.
     #[error(transparent)]
     Dataset(#[from] crate::dataset::DatasetError),
+    /// The cache cannot be written.
+    #[error("{path}: {source}; this is tlpipe's cache: name another place for it in XDG_CACHE_HOME")]
+    Cache {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The images cannot be drawn.
     #[error(transparent)]
     Synth(#[from] crate::dataset::synth::SynthError),
@@ -195,6 +205,15 @@ impl Pipeline {
         }
         let features = output.features.clone().unwrap_or_else(|| Path::new("features").join(&name));
         let run = output.run.clone().unwrap_or_else(|| Path::new("runs").join(&name));
+        for (key, path) in [("output.features", &features), ("output.run", &run)] {
+            if path.as_os_str().is_empty() {
+                return Err(PipelineError::Settings { origin: key.into(), reason: "empty; name a folder".into() });
+            }
+        }
+        if is_inside(&run, &features) {
+            let reason = format!("{} lies inside the feature store, {}; name another folder", run.display(), features.display());
+            return Err(PipelineError::Settings { origin: "output.run".into(), reason });
+        }
         let source = settings.data.source.as_deref().map(Path::new);
         for (path, one, with, other, flag) in [
             (&run, "the run folder", Some(features.as_path()), "the feature store", "--run"),
@@ -220,9 +239,17 @@ impl Pipeline {
     }
 }
 
+/// Where a path leads, whether or not there is anything.
+fn place(path: &Path) -> Option<PathBuf> {
+    std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok()
+}
+
 fn same_folder(a: &Path, b: &Path) -> bool {
-    let place = |path: &Path| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
     a == b || place(a).is_some_and(|a| place(b) == Some(a))
+}
+
+fn is_inside(inner: &Path, outer: &Path) -> bool {
+    !same_folder(inner, outer) && place(inner).zip(place(outer)).is_some_and(|(inner, outer)| inner.starts_with(outer))
 }
 
 /// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.

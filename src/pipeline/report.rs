@@ -37,6 +37,7 @@ pub fn report(pipeline: &Pipeline, context: &Context<'_>, always: bool) -> Resul
     if !always && whole() && reported_fit(&run).as_deref() == Some(metrics.fit_key.as_str()) {
         return Ok(Reported { outcome: StageOutcome::UpToDate, html, json, facts: None });
     }
+    run.prepare()?;
     let store = Store::open(&pipeline.features)?;
     let inputs = Inputs {
         run: &run,

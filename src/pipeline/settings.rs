@@ -185,6 +185,13 @@ impl Settings {
             None => Table::new(),
         };
         known(&table).map_err(|reason| PipelineError::Settings { origin: origin.clone(), reason })?;
+        let checked = |table: &Table, origin: &str| -> Result<Self, PipelineError> {
+            Value::Table(table.clone()).try_into().map_err(|error: toml::de::Error| PipelineError::Settings {
+                origin: origin.to_owned(),
+                reason: plain(error.to_string().trim()),
+            })
+        };
+        checked(&table, &origin)?;
         for Override { key, value } in overrides {
             let command_line = |reason| PipelineError::Settings { origin: format!("--set {key}"), reason };
             let (section, name) = key.split_once('.').ok_or_else(|| command_line(format!("give SECTION.KEY, not `{key}`")))?;
@@ -195,9 +202,8 @@ impl Settings {
                 section.insert(name.into(), value.clone());
             }
         }
-        Value::Table(table)
-            .try_into()
-            .map_err(|error: toml::de::Error| PipelineError::Settings { origin, reason: plain(error.to_string().trim()) })
+        // The file was good, so it is a flag that is not.
+        checked(&table, "command line")
     }
 
     /// Refuses values of `[backbone]` and `[runtime]` that cannot be; those of `[head]` are checked by the head.

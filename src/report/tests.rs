@@ -24,6 +24,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         predictions.ids.push(format!("data.parquet#{index}"));
         predictions.splits.push(split.to_owned());
         predictions.labels.push(label);
+        predictions.predicted.push(i32::try_from(answer).unwrap());
         let other = (1.0 - confidence) / (width.max(2) - 1) as f32;
         predictions.probabilities.extend((0..width).map(|class| if class == answer { confidence } else { other }));
     }
@@ -166,6 +167,7 @@ fn a_label_within_the_first_three_counts_in_top_3() {
         ids: ["r0", "r1", "r2", "r3"].map(str::to_owned).to_vec(),
         splits: vec!["test".to_owned(); 4],
         labels: vec![Some(0), Some(1), Some(2), Some(3)],
+        predicted: vec![0; 4],
         probabilities: [0.4_f32, 0.3, 0.2, 0.1].repeat(4),
     };
     folder.run.write_predictions(&predictions, 4).unwrap();

@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::{KeyParts, STORE_SCHEMA, StoreError};
 use crate::persist::persist;
 
+/// The manifest of a store.
+pub(super) const MANIFEST: &str = "store.json";
+/// The manifest of features that are being made anew while those of `store.json` still stand.
+pub(super) const DRAFT: &str = "store.rebuild.json";
+
 /// Where the images came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRecord {
@@ -62,19 +67,62 @@ pub struct Drift {
     pub relative_l2: f64,
 }
 
+/// Where the time of an extraction went: seconds, summed over its threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageSeconds {
+    /// Getting the encoded images and hashing them.
+    pub read: f64,
+    /// Encoded images to pixels.
+    pub decode: f64,
+    /// Pixels to the size of the network's input.
+    pub resize: f64,
+    /// Pixels to the numbers that the network expects.
+    pub normalize: f64,
+    /// The network.
+    pub infer: f64,
+    /// Encoding, writing and hashing shards.
+    pub write: f64,
+    /// Workers waiting for images.
+    pub wait: f64,
+}
+
+impl std::ops::AddAssign for StageSeconds {
+    fn add_assign(&mut self, other: Self) {
+        self.read += other.read;
+        self.decode += other.decode;
+        self.resize += other.resize;
+        self.normalize += other.normalize;
+        self.infer += other.infer;
+        self.write += other.write;
+        self.wait += other.wait;
+    }
+}
+
 /// Figures of the last extraction that changed the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Extraction {
     /// Rows in the store.
     pub rows: usize,
-    /// Rows that went through the backbone.
+    /// Rows that went through the backbone: of images that are new, or changed.
     pub new: usize,
+    /// Those of `new` that the store had with another content.
+    #[serde(default)]
+    pub changed: usize,
     /// Rows taken over from what was there.
     pub reused: usize,
+    /// Rows that the store had and whose image is gone or cannot be used any more.
+    #[serde(default)]
+    pub removed: usize,
     /// Images that could not be used.
     pub quarantined: usize,
     /// Wall time, seconds.
     pub seconds: f64,
+    /// Of these, until the first image: opening the store, and the network on each thread.
+    #[serde(default)]
+    pub startup_seconds: f64,
+    /// Where the time went.
+    #[serde(default)]
+    pub stages: StageSeconds,
     /// `new / seconds`.
     pub images_per_second: f64,
     /// What ONNX Runtime ran on.
@@ -139,8 +187,12 @@ impl Manifest {
     /// # Errors
     /// When there is none, or it is damaged or of another version.
     pub fn read(dir: &Path) -> Result<Self, StoreError> {
+        Self::read_as(dir, MANIFEST)
+    }
+
+    pub(super) fn read_as(dir: &Path, name: &str) -> Result<Self, StoreError> {
         const REMEDY: &str = "make the features anew: tlpipe extract --rebuild with the same pipeline or flags";
-        let path = dir.join("store.json");
+        let path = dir.join(name);
         let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason, remedy: REMEDY };
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -161,8 +213,8 @@ impl Manifest {
     }
 
     /// Writes the manifest whole or not at all.
-    pub(super) fn write(&self, dir: &Path) -> Result<(), StoreError> {
-        let path = dir.join("store.json");
+    pub(super) fn write_as(&self, dir: &Path, name: &str) -> Result<(), StoreError> {
+        let path = dir.join(name);
         let text = serde_json::to_vec_pretty(self).map_err(|error| StoreError::damaged(&path, error))?;
         persist(&path, |file| file.write_all(&text)).map_err(StoreError::io(&path))
     }

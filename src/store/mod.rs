@@ -17,15 +17,17 @@ mod manifest;
 mod quarantine;
 mod reader;
 mod shard;
+mod slices;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
 pub use key::KeyParts;
-pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures};
+pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
 pub use quarantine::Quarantined;
 pub use reader::{SplitFeatures, Store};
 pub use shard::Row;
+pub use slices::slice_folder;
 pub use writer::{Embedding, Index, OldRow, StoreWriter, Target};
 
 /// Version of the store's layout; part of the key.
@@ -72,6 +74,17 @@ pub enum StoreError {
         /// Each part that differs, with both values.
         differences: Vec<String>,
     },
+    /// Slices that do not make one store.
+    #[error("{dir}: {reason}; remove those that do not belong, or name another folder with --features")]
+    Slices {
+        /// The folder that holds the slices.
+        dir: PathBuf,
+        /// What does not go together.
+        reason: String,
+    },
+    /// The folder holds a store that is not in slices.
+    #[error("{0}: this store was made in one piece; name another folder with --features for one in slices")]
+    Whole(PathBuf),
     /// Another process writes here.
     #[error("{0}: another tlpipe is writing this feature store; wait for it, or name another folder with --features")]
     Locked(PathBuf),
@@ -97,12 +110,22 @@ pub enum StoreError {
     },
 }
 
+/// What mends a shard whose length does not show that it is damaged.
+const REPLACE: &str = "delete this file and run tlpipe extract again with the same pipeline or flags: its rows are made anew";
 /// What mends a damaged shard: `extract` finds it by its hash and makes its rows anew.
 const REPAIR: &str = "run tlpipe extract again with the same pipeline or flags: it makes the damaged rows anew";
 
 impl StoreError {
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_path_buf(), source }
+    }
+
+    /// The file and what is wrong with it, without the remedy.
+    fn reason(&self) -> String {
+        match self {
+            Self::Damaged { path, reason, .. } => format!("{}: {reason}", path.display()),
+            other => other.to_string(),
+        }
     }
 
     fn damaged(path: &Path, reason: impl std::fmt::Display) -> Self {

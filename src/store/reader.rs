@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Manifest, Quarantined, ShardRecord, StoreError, quarantine, shard};
+use super::{Manifest, Quarantined, ShardRecord, StoreError, quarantine, shard, slices};
 
 /// A finished feature store.
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
     manifest: Manifest,
+    /// Where it keeps its quarantine: the folder itself, or each of its slices.
+    folders: Vec<PathBuf>,
+    missing: Vec<usize>,
+    slices: usize,
 }
 
 /// Rows of one or more splits, in the order of the source.
@@ -26,12 +30,25 @@ pub struct SplitFeatures {
 }
 
 impl Store {
-    /// Opens a store for reading.
+    /// Opens a store for reading, made in one piece or in slices.
     ///
     /// # Errors
     /// When there is none, when its extraction has not finished, or when a shard is missing or has another length.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let manifest = Manifest::read(dir)?;
+        let store = match Manifest::read(dir) {
+            Err(StoreError::Missing(_)) => match slices::read(dir)? {
+                Some(union) => Self {
+                    dir: dir.into(),
+                    manifest: union.manifest,
+                    folders: union.folders.iter().map(|folder| dir.join(folder)).collect(),
+                    missing: union.missing,
+                    slices: union.of,
+                },
+                None => return Err(StoreError::Missing(dir.into())),
+            },
+            manifest => Self { dir: dir.into(), manifest: manifest?, folders: vec![dir.into()], missing: Vec::new(), slices: 0 },
+        };
+        let manifest = &store.manifest;
         if !manifest.complete {
             return Err(StoreError::Incomplete(dir.into()));
         }
@@ -45,7 +62,12 @@ impl Store {
                 Err(error) => return Err(StoreError::damaged(&path, error)),
             }
         }
-        Ok(Self { dir: dir.into(), manifest })
+        Ok(store)
+    }
+
+    /// Numbers of the slices that are not there or not finished, and how many slices there should be.
+    pub fn missing_slices(&self) -> (&[usize], usize) {
+        (&self.missing, self.slices)
     }
 
     /// The folder.
@@ -86,8 +108,9 @@ impl Store {
             .par_iter()
             .zip(places)
             .map(|(record, place)| {
-                shard::read_embeddings(&self.dir, record, dimension, place)?;
-                shard::read_rows(&self.dir, record)
+                let content = shard::read(&self.dir, record)?;
+                shard::embeddings(&self.dir, record, &content, dimension, place)?;
+                shard::rows(&self.dir, record, &content)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut ids = Vec::with_capacity(rows);
@@ -106,6 +129,7 @@ impl Store {
     /// # Errors
     /// When the file is missing or damaged.
     pub fn quarantine(&self) -> Result<Vec<Quarantined>, StoreError> {
-        quarantine::read(&self.dir.join("quarantine.parquet"))
+        let parts = self.folders.iter().map(|folder| quarantine::read(&folder.join("quarantine.parquet")));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
     }
 }

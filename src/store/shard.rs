@@ -1,6 +1,5 @@
 //! One Parquet file of the store: its schema, how it is written, how it is read.
 
-use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float32Array, Int32Array, StringArray};
 use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::Compression;
@@ -114,19 +114,29 @@ fn encode(manifest: &Manifest, split: &str, rows: &[Row], embeddings: Vec<f32>) 
     writer.into_inner().map_err(|error| text(&error))
 }
 
-fn reader(path: &Path, columns: &[&str], batch: usize) -> Result<ParquetRecordBatchReader, StoreError> {
-    let file = File::open(path).map_err(StoreError::io(path))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| StoreError::damaged(path, error))?;
+/// Reads a shard's file whole, and checks that it is what was recorded.
+pub(super) fn read(dir: &Path, record: &ShardRecord) -> Result<Bytes, StoreError> {
+    let path = dir.join(&record.file);
+    let content = std::fs::read(&path).map_err(StoreError::io(&path))?;
+    if blake3::hash(&content).to_hex().as_str() != record.blake3 {
+        let reason = "its content is not what was recorded".to_owned();
+        return Err(StoreError::Damaged { path, reason, remedy: super::REPLACE });
+    }
+    Ok(content.into())
+}
+
+fn reader(path: &Path, content: &Bytes, columns: &[&str], batch: usize) -> Result<ParquetRecordBatchReader, StoreError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(content.clone()).map_err(|error| StoreError::damaged(path, error))?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     builder.with_projection(mask).with_batch_size(batch.max(1)).build().map_err(|error| StoreError::damaged(path, error))
 }
 
 /// The rows of a shard without their embeddings.
-pub(super) fn read_rows(dir: &Path, record: &ShardRecord) -> Result<Vec<Row>, StoreError> {
+pub(super) fn rows(dir: &Path, record: &ShardRecord, content: &Bytes) -> Result<Vec<Row>, StoreError> {
     let path = dir.join(&record.file);
     let columns = ["id", "label", "content_hash", "width", "height"];
     let mut rows = Vec::with_capacity(record.rows);
-    for batch in reader(&path, &columns, record.rows)? {
+    for batch in reader(&path, content, &columns, record.rows)? {
         let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
         let texts = |name: &str| {
             let column = batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>().cloned());
@@ -152,11 +162,17 @@ pub(super) fn read_rows(dir: &Path, record: &ShardRecord) -> Result<Vec<Row>, St
     Ok(rows)
 }
 
-/// Reads a shard's embeddings into `out`, row-major `[rows, D]`.
-pub(super) fn read_embeddings(dir: &Path, record: &ShardRecord, dimension: usize, out: &mut [f32]) -> Result<(), StoreError> {
+/// Copies a shard's embeddings into `out`, row-major `[rows, D]`.
+pub(super) fn embeddings(
+    dir: &Path,
+    record: &ShardRecord,
+    content: &Bytes,
+    dimension: usize,
+    out: &mut [f32],
+) -> Result<(), StoreError> {
     let path = dir.join(&record.file);
     let mut filled = 0;
-    for batch in reader(&path, &["embedding"], record.rows)? {
+    for batch in reader(&path, content, &["embedding"], record.rows)? {
         let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
         let lists = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt().cloned());
         let lists = lists.ok_or_else(|| StoreError::damaged(&path, "no column `embedding` of fixed-size lists"))?;

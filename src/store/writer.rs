@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::manifest::{DRAFT, MANIFEST};
 use super::{
     Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, quarantine, shard,
 };
@@ -41,21 +42,15 @@ pub struct Index {
 }
 
 impl Index {
-    /// The recorded row of this image, if its content is still the same.
-    pub fn find(&self, split: &str, id: &str, content_hash: &str) -> Option<(OldRow, &Row)> {
+    /// The recorded row of this image; it can be taken over where the content hash is the same.
+    pub fn find(&self, split: &str, id: &str) -> Option<(OldRow, &Row)> {
         let place = *self.splits.get(split)?.get(id)?;
-        let row = self.rows.get(place.shard)?.get(place.row)?;
-        (row.content_hash == content_hash).then_some((place, row))
+        Some((place, self.rows.get(place.shard)?.get(place.row)?))
     }
 
-    /// How many rows are recorded.
-    pub fn len(&self) -> usize {
-        self.rows.iter().map(Vec::len).sum()
-    }
-
-    /// Whether nothing is recorded.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+    /// How many images are recorded.
+    pub fn images(&self) -> usize {
+        self.splits.values().map(HashMap::len).sum()
     }
 }
 
@@ -82,6 +77,8 @@ pub struct StoreWriter {
     rows: Vec<Row>,
     embeddings: Vec<Embedding>,
     quarantine: Vec<Quarantined>,
+    /// What `store.json` records while features are made anew beside it.
+    standing: Vec<PathBuf>,
     /// The last shards whose embeddings were read for reuse.
     read: Vec<(usize, Vec<f32>)>,
     // Held for its lock: the system frees it when the process ends, however it ends.
@@ -90,7 +87,8 @@ pub struct StoreWriter {
 
 impl StoreWriter {
     /// Opens a folder for writing and takes its lock. What is recorded there under the same key is kept for reuse; under
-    /// another key it is refused, or dropped with `rebuild`.
+    /// another key it is refused. With `rebuild` the features are made anew whatever is there: what is recorded stands until
+    /// the new features are finished, and a rebuild that was stopped goes on.
     ///
     /// # Errors
     /// When the folder cannot be written, is locked, holds something else, or holds features of another key.
@@ -98,7 +96,12 @@ impl StoreWriter {
         let dir = target.dir;
         let unwritable = |source| StoreError::Folder { path: dir.clone(), source };
         fs::create_dir_all(&dir).map_err(unwritable)?;
+        let mut standing = Vec::new();
         let previous = match Manifest::read(&dir) {
+            Ok(recorded) if rebuild && recorded.complete => {
+                standing = recorded.shards.iter().map(|shard| dir.join(&shard.file)).collect();
+                Manifest::read_as(&dir, DRAFT).ok().filter(|draft| draft.key_parts == target.key_parts)
+            }
             Ok(_) | Err(StoreError::Damaged { .. }) if rebuild => None,
             Ok(manifest) if manifest.key_parts == target.key_parts => Some(manifest),
             // An extraction that failed before its first row binds nobody.
@@ -128,7 +131,6 @@ impl StoreWriter {
             quarantined: 0,
             extraction: None,
         };
-        manifest.write(&dir)?;
         let writer = Self {
             index: Arc::new(index(&old, rows)),
             dir,
@@ -140,9 +142,14 @@ impl StoreWriter {
             rows: Vec::new(),
             embeddings: Vec::new(),
             quarantine: Vec::new(),
+            standing,
             read: Vec::new(),
             _lock: lock,
         };
+        writer.record()?;
+        if writer.standing.is_empty() {
+            writer.remove_draft()?;
+        }
         writer.remove_unrecorded()?;
         Ok(writer)
     }
@@ -195,13 +202,18 @@ impl StoreWriter {
         self.manifest.extraction = Some(extraction);
         self.manifest.retired.clear();
         self.manifest.complete = true;
-        self.manifest.write(&self.dir)?;
+        self.standing.clear();
+        self.record()?;
+        self.remove_draft()?;
         self.remove_unrecorded()?;
         Ok(self.manifest)
     }
 
     /// Writes the rows in hand as one shard and records it; a shard that would come out as it was is kept.
-    fn flush(&mut self) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// When the shard cannot be written.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
         if self.rows.is_empty() {
             return Ok(());
         }
@@ -217,7 +229,19 @@ impl StoreWriter {
         };
         self.manifest.retired.retain(|shard| shard.file != record.file);
         self.manifest.shards.push(record);
-        self.manifest.write(&self.dir)
+        self.record()
+    }
+
+    fn record(&self) -> Result<(), StoreError> {
+        self.manifest.write_as(&self.dir, if self.standing.is_empty() { MANIFEST } else { DRAFT })
+    }
+
+    fn remove_draft(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(DRAFT);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io(&path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// The recorded shard that holds exactly these rows, if there is one.
@@ -254,7 +278,8 @@ impl StoreWriter {
         }
         let record = &self.old[shard];
         let mut values = vec![0.0; record.rows * self.manifest.dimension];
-        shard::read_embeddings(&self.dir, record, self.manifest.dimension, &mut values)?;
+        let content = shard::read(&self.dir, record)?;
+        shard::embeddings(&self.dir, record, &content, self.manifest.dimension, &mut values)?;
         self.read.push((shard, values));
         Ok(&self.read[self.read.len() - 1].1)
     }
@@ -263,12 +288,13 @@ impl StoreWriter {
     fn next_file(&self) -> String {
         let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
         let folder: String = self.split.chars().map(safe).collect();
-        let taken = |shard: &ShardRecord| {
-            let name = shard.file.strip_prefix(&folder)?.strip_prefix("/part-")?.strip_suffix(".parquet")?;
+        let taken = |file: &str| {
+            let name = file.strip_prefix(&folder)?.strip_prefix("/part-")?.strip_suffix(".parquet")?;
             name.parse::<usize>().ok()
         };
-        let recorded = self.manifest.shards.iter().chain(&self.manifest.retired);
-        let number = recorded.filter_map(taken).max().map_or(0, |last| last + 1);
+        let recorded = self.manifest.shards.iter().chain(&self.manifest.retired).map(|shard| shard.file.as_str());
+        let standing = self.standing.iter().filter_map(|path| path.strip_prefix(&self.dir).ok()?.to_str());
+        let number = recorded.chain(standing).filter_map(taken).max().map_or(0, |last| last + 1);
         format!("{folder}/part-{number:05}.parquet")
     }
 
@@ -278,6 +304,7 @@ impl StoreWriter {
             .into_iter()
             .flatten()
             .map(|shard| self.dir.join(&shard.file))
+            .chain(self.standing.iter().cloned())
             .collect();
         for entry in list(&self.dir)? {
             if is_temporary(&entry) {
@@ -303,13 +330,8 @@ fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Ve
     let checked: Vec<Result<(ShardRecord, Vec<Row>), String>> = recorded
         .into_par_iter()
         .map(|record| {
-            let path = dir.join(&record.file);
-            let found = fs::read(&path).map_err(|error| format!("{}: {error}", record.file))?;
-            if blake3::hash(&found).to_hex().as_str() != record.blake3 {
-                return Err(format!("{}: its content is not what was recorded", record.file));
-            }
-            let rows = shard::read_rows(dir, &record).map_err(|error| error.to_string())?;
-            Ok((record, rows))
+            let rows = shard::read(dir, &record).and_then(|content| shard::rows(dir, &record, &content));
+            rows.map(|rows| (record, rows)).map_err(|error| error.reason())
         })
         .collect();
     let (mut shards, mut rows, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
@@ -356,9 +378,15 @@ fn is_temporary(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".tmp-"))
 }
 
-/// Whether a folder without a manifest holds anything that is not ours.
+/// Whether a folder without a manifest holds anything that a store does not.
 fn is_foreign(dir: &Path) -> Result<bool, StoreError> {
-    let ours = |path: &PathBuf| path.file_name().is_some_and(|name| name == ".lock") || is_temporary(path);
+    let named = |path: &Path, wanted: fn(&str) -> bool| path.file_name().and_then(|name| name.to_str()).is_some_and(wanted);
+    let shard = |path: &PathBuf| named(path, |name| name.starts_with("part-") && name.ends_with(".parquet"));
+    let ours = |path: &PathBuf| {
+        let split = || list(path).is_ok_and(|files| files.iter().all(|file| shard(file) || is_temporary(file)));
+        let file = |name: &str| [".lock", DRAFT, "quarantine.parquet"].contains(&name);
+        is_temporary(path) || if path.is_dir() { split() } else { named(path, file) }
+    };
     Ok(!list(dir)?.iter().all(ours))
 }
 
@@ -381,9 +409,13 @@ mod tests {
         Extraction {
             rows: 0,
             new: 0,
+            changed: 0,
             reused: 0,
+            removed: 0,
             quarantined: 0,
             seconds: 1.0,
+            startup_seconds: 0.0,
+            stages: super::super::StageSeconds::default(),
             images_per_second: 0.0,
             provider: "cpu".into(),
             nodes: std::collections::BTreeMap::new(),
@@ -428,7 +460,7 @@ mod tests {
         let mut new = 0;
         for &id in ids {
             let row = row(id);
-            let embedding = match index.find("train", &row.id, &row.content_hash) {
+            let embedding = match index.find("train", &row.id).filter(|(_, old)| old.content_hash == row.content_hash) {
                 Some((place, _)) => Embedding::Reused(place),
                 None => {
                     new += 1;
@@ -545,7 +577,7 @@ mod tests {
         assert!(error.contains("input_size: 96 in the store, 160 asked for") && error.contains("--rebuild"), "{error}");
         assert_holds(dir.path(), &[1, 2]);
         let mut writer = StoreWriter::open(other, true).unwrap();
-        assert!(writer.index().is_empty());
+        assert_eq!(writer.index().images(), 0);
         assert_eq!(push_all(&mut writer, &[3]), 1);
         writer.finish(extraction()).unwrap();
         assert_holds(dir.path(), &[3]);

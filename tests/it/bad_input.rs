@@ -109,6 +109,7 @@ fn stores_and_runs_that_do_not_fit_are_refused() {
     assert!(said.contains("resize: squash in the store, crop asked for") && said.contains("--rebuild"), "{said}");
     // A folder of one's own is not taken for a store.
     fs::create_dir_all(scratch.path("mine/letters")).unwrap();
+    fs::write(scratch.path("mine/letters/dear.txt"), b"you").unwrap();
     let said = scratch.fails(1, &["extract", "--data", &data, "--model", "quickstart", "--features", "mine"]);
     assert!(said.contains("holds no feature store"), "{said}");
     // What cannot be written is said before anything is done.
@@ -116,6 +117,13 @@ fn stores_and_runs_that_do_not_fit_are_refused() {
     let ran = scratch.run(&[&["run"][..], &quick(&data, &["--features", "g", "--run", "file"])].concat());
     assert!(ran.status == Some(1) && ran.stderr.contains("name another folder with --run"), "{}", ran.stderr);
     assert!(!scratch.path("g").exists());
+    fs::create_dir(scratch.path("own")).unwrap();
+    fs::write(scratch.path("own/metrics.json"), b"mine").unwrap();
+    let said = scratch.fails(1, &[&["run"][..], &quick(&data, &["--features", "g", "--run", "own"])].concat());
+    assert!(said.contains("not a run's") && fs::read(scratch.path("own/metrics.json")).unwrap() == b"mine", "{said}");
+    let said = scratch.fails(2, &[&["run"][..], &quick(&data, &["--features", "g", "--run", "g/run"])].concat());
+    assert!(said.contains("lies inside the feature store"), "{said}");
+    scratch.ok(&[&["run"][..], &quick(&data, &["--features", "out/f", "--run", "out"])].concat());
     let said = scratch.fails(1, &[&["run"][..], &quick(&data, &["--features", "file/f", "--run", "h"])].concat());
     assert!(said.contains("--features"), "{said}");
 }

@@ -56,6 +56,9 @@ fn a_failure_is_an_object_too_where_json_is_asked_for() {
     let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((ran.status, said["status"].as_i64()), (Some(1), Some(1)));
     assert!(said["error"].as_str().unwrap().contains("nowhere"), "{said}");
+    let ran = scratch.run(&["--json", "fit-head", "--epochs", "x"]);
+    let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.status, said["status"].as_i64()), (Some(2), Some(2)));
 }
 
 #[test]
@@ -116,8 +119,15 @@ fn what_is_said_to_be_typed_next_can_be_typed() {
     let scratch = Scratch::new();
     let data = scratch.folders("photos", &["cat", "dog"], 6);
     let ran = scratch.ok(&["run", "--data", &data, "--model", "quickstart", "--input-size", "32"]);
-    let (_, hint) = ran.stdout.rsplit_once("tlpipe fit-head").unwrap();
-    scratch.ok(&[&["fit-head"][..], &hint.split_whitespace().collect::<Vec<_>>()].concat());
+    let hint = |said: &str| said.rsplit_once("takes a second: tlpipe ").unwrap().1.trim().to_owned();
+    scratch.ok(&hint(&ran.stdout).split_whitespace().collect::<Vec<_>>());
+    fs::create_dir(scratch.path("my place")).unwrap();
+    let flags = ["run", "--data", &data, "--model", "quickstart", "--input-size", "32", "--run", "it's a run"];
+    let said = hint(&scratch.ok(&[&["-C", "my place"][..], &flags].concat()).stdout);
+    assert_eq!(said, r"-C 'my place' fit-head 'it'\''s a run/pipeline.toml' --set head.learning_rate=3e-3");
+    // What counts is printed, however quiet.
+    let quiet = scratch.ok(&["-q", "run", "runs/photos-32", "--epochs", "3"]);
+    assert!(quiet.stdout.contains("hold-out  accuracy") && quiet.stdout.contains("report.html"), "{}", quiet.stdout);
     // The folder of a run stands for its pipeline.
     scratch.ok(&["report", "--run", "runs/photos-32"]);
     scratch.ok(&["fit-head", "runs/photos-32", "--run", "runs/other"]);

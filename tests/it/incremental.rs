@@ -8,8 +8,12 @@ use tlpipe::store::Store;
 
 use crate::support::{Scratch, picture, quick};
 
+fn extracted(scratch: &Scratch, data: &str, more: &[&str]) -> serde_json::Value {
+    scratch.json(&[&["extract"][..], &quick(data, &["--features", "f"]), more].concat())
+}
+
 fn figures(scratch: &Scratch, data: &str, more: &[&str]) -> (u64, u64, u64) {
-    let json = scratch.json(&[&["extract"][..], &quick(data, &["--features", "f"]), more].concat());
+    let json = extracted(scratch, data, more);
     (json["rows"].as_u64().unwrap(), json["new"].as_u64().unwrap(), json["reused"].as_u64().unwrap())
 }
 
@@ -22,7 +26,9 @@ fn only_new_and_changed_images_are_run() {
     picture(1, 77).save(scratch.path("photos/cat/new.png")).unwrap();
     picture(0, 99).save(scratch.path("photos/dog/003.png")).unwrap();
     fs::remove_file(scratch.path("photos/cat/005.png")).unwrap();
-    assert_eq!(figures(&scratch, &data, &[]), (20, 2, 18));
+    let json = extracted(&scratch, &data, &[]);
+    let figures_of = ["rows", "new", "changed", "removed", "reused"].map(|name| json[name].as_u64().unwrap());
+    assert_eq!(figures_of, [20, 2, 1, 1, 18]);
     let updated = Store::open(&scratch.path("f")).unwrap().load(&["train"]).unwrap();
     assert_eq!(figures(&scratch, &data, &["--rebuild"]), (20, 20, 0));
     let rebuilt = Store::open(&scratch.path("f")).unwrap().load(&["train"]).unwrap();
@@ -99,7 +105,9 @@ fn a_killed_run_and_an_interrupted_run_lose_nothing() {
         assert_eq!(output.status.code(), Some(130), "{said}");
         assert!(said.contains("go on with the same command"), "{said}");
     }
-    for moment in [50, 150, 300] {
+    // Some at the very start, the others anywhere; a few come too late on a quick machine.
+    for kill in 0..20_u64 {
+        let moment = kill * 7919 % 401;
         let mut child = command.spawn().unwrap();
         std::thread::sleep(Duration::from_millis(moment));
         signal(&child, "-KILL");
@@ -129,4 +137,94 @@ fn two_at_once_on_one_store_are_kept_apart() {
     assert!(said.contains("another tlpipe is writing"), "{said}");
     drop(held);
     assert_eq!(figures(&scratch, &data, &[]), (6, 6, 0));
+}
+
+#[test]
+fn slices_made_by_jobs_of_their_own_are_one_store() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 20);
+    fs::write(scratch.path("photos/cat/bad.png"), b"no").unwrap();
+    let into = |features: &str, more: &[&str]| {
+        scratch.json(&[&["extract"][..], &quick(&data, &["--features", features]), more].concat())
+    };
+    let whole = into("whole", &[])["rows"].as_u64().unwrap();
+    let slice = |number: usize| into("sliced", &["--shard", &format!("{number}/3")])["rows"].as_u64().unwrap();
+    let rows = slice(1) + slice(3);
+    let fit = ["fit-head", "--features", "sliced", "--run", "r"];
+    let said = scratch.ok(&fit).stderr;
+    assert!(said.contains("1 of 3 slices") && said.contains("--shard 2/3"), "{said}");
+    assert_eq!(rows + slice(2), whole);
+    // A slice is up to date like any store.
+    assert_eq!(into("sliced", &["--shard", "2/3"])["up_to_date"], true);
+    let said = scratch.ok(&fit).stderr;
+    assert!(!said.contains("slices"), "{said}");
+    let (whole, sliced) = (Store::open(&scratch.path("whole")).unwrap(), Store::open(&scratch.path("sliced")).unwrap());
+    assert_eq!(sliced.quarantine().unwrap(), whole.quarantine().unwrap());
+    let rows = |store: &Store| {
+        let rows = store.load(&["train"]).unwrap();
+        let bits = rows.embeddings.rows().into_iter().map(|row| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>());
+        let mut rows: Vec<_> = rows.ids.iter().cloned().zip(rows.labels.iter().copied()).zip(bits).collect();
+        rows.sort();
+        rows
+    };
+    assert!(rows(&whole) == rows(&sliced));
+    let said = scratch.fails(1, &[&["extract"][..], &quick(&data, &["--features", "whole", "--shard", "1/3"])].concat());
+    assert!(said.contains("made in one piece"), "{said}");
+    into("sliced", &["--shard", "1/4"]);
+    let said = scratch.fails(1, &fit);
+    assert!(said.contains("slices of 3 and slices of 4"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_rebuild_that_is_stopped_leaves_the_features_that_stand() {
+    use crate::support::{parquet, png};
+    let scratch = Scratch::new();
+    let images: Vec<_> = (0..9000).map(|number| Some(png(&picture(number % 2, number)))).collect();
+    let labels: Vec<i64> = (0..9000).map(|number| number % 2).collect();
+    parquet(&scratch.path("many/train-00000-of-00001.parquet"), &images, &labels);
+    figures(&scratch, "many", &[]);
+    let before = fs::read(scratch.path("f/store.json")).unwrap();
+    let rebuild = ["--rebuild", "--resize", "crop"];
+    let mut command = start(&scratch);
+    let child = command.args(rebuild).spawn().unwrap();
+    let draft = scratch.path("f/store.rebuild.json");
+    let recorded = || fs::read_to_string(&draft).is_ok_and(|text| text.contains("part-0000"));
+    while !recorded() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&child, "-KILL");
+    child.wait_with_output().unwrap();
+    assert!(draft.exists(), "the machine is too quick for this test: make the source larger");
+    assert_eq!(fs::read(scratch.path("f/store.json")).unwrap(), before);
+    scratch.ok(&["fit-head", "--features", "f", "--run", "r"]);
+    let (rows, _, reused) = figures(&scratch, "many", &rebuild);
+    assert!(rows == 9000 && reused >= 4096, "{rows} rows, {reused} reused");
+    assert!(!draft.exists());
+    let parts = fs::read_dir(scratch.path("f/train")).unwrap().count();
+    assert_eq!(parts, Store::open(&scratch.path("f")).unwrap().manifest().shards.len());
+}
+
+#[test]
+fn damage_behind_our_back_is_found_and_mended() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 8);
+    figures(&scratch, &data, &[]);
+    let part = scratch.path("f/train/part-00000.parquet");
+    let good = fs::read(&part).unwrap();
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle..middle + 16].fill(b'X');
+    fs::write(&part, &bad).unwrap();
+    let fit = ["fit-head", "--features", "f", "--run", "r"];
+    let said = scratch.fails(1, &fit);
+    assert!(said.contains("part-00000.parquet") && said.contains("delete this file"), "{said}");
+    fs::remove_file(&part).unwrap();
+    assert_eq!(figures(&scratch, &data, &[]), (16, 16, 0));
+    scratch.ok(&fit);
+    // Without its manifest a store is nothing, but still a store's folder.
+    fs::remove_file(scratch.path("f/store.json")).unwrap();
+    assert!(scratch.fails(1, &fit).contains("store.json is missing"));
+    assert_eq!(figures(&scratch, &data, &[]), (16, 16, 0));
+    scratch.ok(&fit);
 }
