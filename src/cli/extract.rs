@@ -50,6 +50,8 @@ pub fn as_json(extracted: &Extracted) -> serde_json::Value {
         "seconds": figures.filter(|_| ran).map_or(0.0, |figures| figures.seconds),
         "images_per_second": figures.map(|figures| figures.images_per_second),
         "provider": figures.map(|figures| figures.provider.clone()),
+        "precision": manifest.key_parts.precision,
+        "drift": figures.and_then(|figures| figures.drift.clone()),
         "key": manifest.key,
         "up_to_date": !ran,
     })

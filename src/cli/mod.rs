@@ -93,7 +93,7 @@ enum Command {
     #[command(subcommand)]
     Data(data::DataCommand),
     /// Which ONNX Runtime, providers, caches and assets would be used, and why.
-    Doctor,
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Set by Ctrl-C and SIGTERM while an engine works that ends cleanly by itself.
@@ -167,7 +167,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Bench(args) => bench::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
-        Command::Doctor => doctor::main(&shell),
+        Command::Doctor(args) => doctor::main(args, &shell),
     }
 }
 

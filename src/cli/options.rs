@@ -84,6 +84,12 @@ pub struct RuntimeArgs {
     /// What the backbone runs on: cpu, cuda, cuda:N or auto [runtime.device].
     #[arg(long, global = true, value_name = "DEVICE")]
     device: Option<String>,
+    /// What does the arithmetic: default, or openvino on the processor [runtime.provider].
+    #[arg(long, global = true, value_name = "PROVIDER")]
+    provider: Option<String>,
+    /// Numbers of the backbone's arithmetic: fp32, or bf16 with openvino [runtime.precision].
+    #[arg(long, global = true, value_name = "PRECISION")]
+    precision: Option<String>,
     /// Threads; 0 is one a core [runtime.threads].
     #[arg(long, global = true, value_name = "N", allow_negative_numbers = true)]
     threads: Option<i64>,
@@ -92,7 +98,14 @@ pub struct RuntimeArgs {
 impl RuntimeArgs {
     /// The flags that were given.
     pub fn overrides(&self) -> impl Iterator<Item = Override> {
-        [text("runtime.device", self.device.as_ref()), integer("runtime.threads", self.threads)].into_iter().flatten()
+        [
+            text("runtime.device", self.device.as_ref()),
+            text("runtime.provider", self.provider.as_ref()),
+            text("runtime.precision", self.precision.as_ref()),
+            integer("runtime.threads", self.threads),
+        ]
+        .into_iter()
+        .flatten()
     }
 }
 

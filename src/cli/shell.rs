@@ -5,7 +5,8 @@ use std::path::Path;
 use super::options::{PipelineArgs, RuntimeArgs};
 use super::progress::Progress;
 use super::say::Output;
-use crate::pipeline::{Context, Override, Pipeline};
+use crate::pipeline::{Context, Override, Pipeline, Settings};
+use crate::runtime::Compute;
 
 /// What every command works with.
 pub struct Shell<'a> {
@@ -41,6 +42,12 @@ impl Shell<'_> {
             let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         }
         Ok(pipeline)
+    }
+
+    /// What the flags say to run on.
+    pub fn compute(&self) -> anyhow::Result<Compute> {
+        let flags: Vec<Override> = self.runtime.overrides().collect();
+        Ok(Settings::load(None, &flags)?.runtime.compute()?)
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::assets::{AssetError, Located};
 use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat};
 use crate::onnx::{self, Cut, Model, OnnxError};
+use crate::runtime::Precision;
 use crate::store::{KeyParts, STORE_SCHEMA};
 
 /// Why a network cannot serve as a backbone.
@@ -235,16 +236,16 @@ impl Backbone {
         })
     }
 
-    /// What the features depend on, on this kind of device (`cpu`, `cuda`).
-    pub fn key_parts(&self, spec: &ImageSpec, device: &str) -> KeyParts {
+    /// What the features depend on, with this arithmetic (`cpu`, `cuda`, `openvino`) in this precision.
+    pub fn key_parts(&self, spec: &ImageSpec, provider: &str, precision: Precision) -> KeyParts {
         KeyParts {
             backbone: self.blake3.clone(),
             cut: vec![self.cut.tensor.clone()],
             input_size: spec.side,
             resize: spec.resize.to_string(),
             preprocessing: spec.pixels.to_string(),
-            precision: "fp32".into(),
-            provider: device.to_owned(),
+            precision: precision.to_string(),
+            provider: provider.to_owned(),
             schema: STORE_SCHEMA,
         }
     }

@@ -18,14 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::prepare::Preparer;
-use super::{Backbone, ExtractError, Slice};
+use super::{Backbone, ExtractError, Slice, drift};
 use crate::dataset::{Dataset, DatasetError, Record};
 use crate::events::{Event, Observer, Unit};
 use crate::image::ImageSpec;
-use crate::runtime::{Device, Runtime, Session, SessionOptions};
+use crate::runtime::{Compute, Runtime, Session, SessionOptions};
 use crate::store::{
-    Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StageSeconds, StoreError, StoreWriter,
-    Target,
+    Drift, Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StageSeconds, StoreError,
+    StoreWriter, Target,
 };
 
 /// Batches under way for each worker, the one it works on included.
@@ -47,7 +47,7 @@ pub struct Plan<'a> {
     /// Drop what is there, whatever its key.
     pub rebuild: bool,
     /// What the network runs on.
-    pub device: Device,
+    pub compute: Compute,
     /// Worker threads.
     pub threads: usize,
     /// Images a batch.
@@ -98,10 +98,10 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     let started = Instant::now();
     let sessions = sessions(plan, runtime)?;
     try_out(plan, &sessions[0])?;
-    let provider = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).provider().to_owned();
+    let ran_on = RanOn::of(plan, &sessions[0], runtime, observe)?;
     let target = Target {
         dir: plan.features.clone(),
-        key_parts: plan.backbone.key_parts(&plan.spec, &provider.to_lowercase()),
+        key_parts: plan.backbone.key_parts(&plan.spec, &ran_on.provider.to_lowercase(), plan.compute.precision()),
         classes: plan.dataset.classes().to_vec(),
         dimension: plan.backbone.width(),
         source: plan.source.clone(),
@@ -155,17 +155,43 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     let flushing = Instant::now();
     writer.flush()?;
     tally.stages.write += flushing.elapsed().as_secs_f64();
-    let extraction = tally.finish(plan, runtime, provider, started.elapsed().as_secs_f64(), removed);
+    let extraction = tally.finish(plan, runtime, ran_on, started.elapsed().as_secs_f64(), removed);
     let looked_at = usable + extraction.quarantined;
     let manifest = writer.finish(extraction)?;
     if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(Box::new(manifest))) }
 }
 
+/// What the network really runs on, asked of the session.
+struct RanOn {
+    provider: &'static str,
+    nodes: BTreeMap<String, usize>,
+    drift: Option<Drift>,
+}
+
+impl RanOn {
+    /// Tells it too, unless it is what everybody has.
+    fn of(plan: &Plan<'_>, session: &Mutex<Session>, runtime: &Runtime, observe: Observer<'_>) -> Result<Self, ExtractError> {
+        let (provider, nodes) = {
+            let session = session.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(reason) = session.fallback() {
+                observe(Event::Noted(format!("  on the processor: CUDA cannot be used: {reason}")));
+            } else if plan.compute != Compute::CPU {
+                let shares: Vec<String> = session.placement().iter().map(|(name, nodes)| format!("{name} {nodes}")).collect();
+                let text =
+                    format!("  runs on {} in {}: nodes: {}", session.provider(), plan.compute.precision(), shares.join(", "));
+                observe(Event::Noted(text));
+            }
+            (session.provider(), session.placement().clone())
+        };
+        Ok(Self { provider, nodes, drift: drift::measure(plan, runtime, session, observe)? })
+    }
+}
+
 /// One session of one thread a worker on a CPU; on a GPU one session, since its workers only prepare batches.
 pub(super) fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, ExtractError> {
-    let options = SessionOptions { device: plan.device, threads: 1 };
+    let options = SessionOptions { compute: plan.compute, threads: 1 };
     let mut sessions = vec![Mutex::new(runtime.session(plan.backbone.model(), &options)?)];
-    let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).provider() == "CPU";
+    let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).on_processor();
     while on_cpu && sessions.len() < plan.threads {
         sessions.push(Mutex::new(runtime.session(plan.backbone.model(), &options)?));
     }
@@ -489,7 +515,7 @@ impl<'a> Tally<'a> {
     }
 
     #[allow(clippy::cast_precision_loss)]
-    fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, provider: String, seconds: f64, removed: usize) -> Extraction {
+    fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, ran_on: RanOn, seconds: f64, removed: usize) -> Extraction {
         self.close();
         if self.quarantined > 0 {
             let place = plan.features.join("quarantine.parquet");
@@ -508,7 +534,9 @@ impl<'a> Tally<'a> {
             startup_seconds: self.startup_seconds,
             stages: self.stages,
             images_per_second: self.new as f64 / seconds.max(1e-9),
-            provider,
+            provider: ran_on.provider.to_owned(),
+            nodes: ran_on.nodes,
+            drift: ran_on.drift,
             runtime: runtime.version().to_owned(),
             threads: plan.threads,
             batch: plan.batch,

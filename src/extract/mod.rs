@@ -2,6 +2,7 @@
 
 mod backbone;
 mod bench;
+mod drift;
 mod engine;
 mod prepare;
 mod slice;
@@ -14,7 +15,7 @@ pub use engine::{Ended, Plan, extract};
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;
-use crate::runtime::RuntimeError;
+use crate::runtime::{Precision, RuntimeError};
 use crate::store::StoreError;
 
 /// What can stop an extraction. An image that cannot be used does not: it is quarantined.
@@ -66,6 +67,17 @@ pub enum ExtractError {
         split: String,
         /// The image.
         id: String,
+    },
+    /// The precision that was asked for is not the one that was computed in.
+    #[error(
+        "{precision} was asked for, and the features equal those of fp32 (relative distance {distance:.1e}): the provider did \
+         not compute in it; use --precision fp32"
+    )]
+    Precision {
+        /// What was asked for.
+        precision: Precision,
+        /// Relative L2 distance of a sample to fp32.
+        distance: f64,
     },
     /// There is no place for a measurement.
     #[error("the system's folder for temporary files: {0}; name another one in TMPDIR")]

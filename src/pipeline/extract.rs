@@ -9,7 +9,7 @@ use crate::events::Event;
 use crate::extract::{self, Backbone, Bench, Effort, Ended, Plan, Slice, extract as run_engine};
 use crate::image::ImageSpec;
 use crate::run::RunDir;
-use crate::runtime::{Device, Runtime, locate};
+use crate::runtime::{Compute, Runtime, locate};
 use crate::store::{Manifest, SourceRecord, StoreError};
 
 /// Whether a stage had anything to do.
@@ -68,7 +68,7 @@ struct Stage {
     backbone: Backbone,
     spec: ImageSpec,
     source: SourceRecord,
-    device: Device,
+    compute: Compute,
     features: PathBuf,
     slice: Option<Slice>,
 }
@@ -76,7 +76,7 @@ struct Stage {
 impl Stage {
     fn open(pipeline: &Pipeline, context: &Context<'_>, goal: Goal) -> Result<Self, PipelineError> {
         let settings = &pipeline.settings;
-        let device = settings.runtime.device()?;
+        let compute = settings.runtime.compute()?;
         let dataset = open_dataset(&settings.data, context)?;
         let (mut features, mut slice) = (pipeline.features.clone(), None);
         match goal {
@@ -106,7 +106,7 @@ impl Stage {
             fingerprint: dataset.fingerprint(),
             sorted_by_class: dataset.sorted_by_class(),
         };
-        Ok(Self { dataset, backbone, spec, source, device, features, slice })
+        Ok(Self { dataset, backbone, spec, source, compute, features, slice })
     }
 
     /// Starts ONNX Runtime, and says what is about to be run.
@@ -115,7 +115,7 @@ impl Stage {
         for warning in warnings.chain(&self.backbone.warning_at(self.spec.side)) {
             (context.observe)(Event::Warned(warning.clone()));
         }
-        let runtime = Runtime::start(&locate(&context.runtime_options(), context.observe)?)?;
+        let runtime = Runtime::start(&locate(&context.runtime_options(self.compute), context.observe)?)?;
         let settings = &pipeline.settings.runtime;
         let threads = match settings.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -127,7 +127,7 @@ impl Stage {
             self.backbone.name(),
             self.backbone.cut().tensor,
             self.spec.side,
-            self.device,
+            self.compute,
             runtime.version(),
             if threads == 1 { "" } else { "s" },
         )));
@@ -138,7 +138,7 @@ impl Stage {
             spec: self.spec.clone(),
             features: self.features.clone(),
             rebuild: false,
-            device: self.device,
+            compute: self.compute,
             threads,
             batch: settings.batch,
             slice: self.slice,
@@ -152,10 +152,10 @@ impl Stage {
         // Where the manifest cannot be read, the writer says why.
         let manifest = Manifest::read(&self.features).ok()?;
         // `auto` takes what it gets, so it is content with what there is.
-        let class = if self.device == Device::Auto { manifest.key_parts.provider.clone() } else { self.device.to_string() };
-        let class = class.split(':').next().unwrap_or_default();
+        let class = &manifest.key_parts.provider;
         let current = manifest.complete
-            && manifest.key_parts == self.backbone.key_parts(&self.spec, class)
+            && self.compute.accepts(class)
+            && manifest.key_parts == self.backbone.key_parts(&self.spec, class, self.compute.precision())
             && manifest.source == self.source
             && manifest.classes == self.dataset.classes()
             && !manifest.shards.is_empty()

@@ -2,6 +2,7 @@
 
 mod extract;
 mod fit;
+mod proof;
 mod report;
 mod settings;
 
@@ -10,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use fit::{Fit, fit_head};
+pub use proof::{Proof, prove};
 pub use report::{Reported, report};
 pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, RuntimeSettings, Settings};
 
 use crate::assets::Search;
 use crate::events::Observer;
 use crate::head::ParamGuard as _;
-use crate::runtime::RuntimeOptions;
+use crate::runtime::{Compute, RuntimeOptions};
 
 /// Anything that a stage can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -156,9 +158,10 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Where ONNX Runtime is looked for.
-    pub fn runtime_options(&self) -> RuntimeOptions {
-        RuntimeOptions { library: self.library.clone(), cache: self.search.cache.clone(), offline: self.search.offline }
+    /// Where ONNX Runtime is looked for, and what it must be able to do.
+    pub fn runtime_options(&self, compute: Compute) -> RuntimeOptions {
+        let (cache, offline) = (self.search.cache.clone(), self.search.offline);
+        RuntimeOptions { library: self.library.clone(), cache, offline, compute }
     }
 
     /// Runs something that ends cleanly by itself once `stop` is set.

@@ -96,7 +96,10 @@ fn facts(pipeline: &Pipeline, manifest: &Manifest) -> StoreFacts {
         extraction: extraction.map(|figures| ExtractionFacts {
             seconds: figures.seconds,
             images_per_second: figures.images_per_second,
-            provider: figures.provider.clone(),
+            provider: match parts.precision.as_str() {
+                "fp32" => figures.provider.clone(),
+                precision => format!("{} in {precision}", figures.provider),
+            },
             runtime: figures.runtime.clone(),
             threads: figures.threads,
         }),

@@ -9,7 +9,7 @@ use super::PipelineError;
 use crate::extract::PixelScale;
 use crate::head::HeadParams;
 use crate::image::Resize;
-use crate::runtime::{Device, UnknownDevice};
+use crate::runtime::{Compute, Device, Precision, Provider, UnknownDevice, Unreal};
 
 /// Threads above this are a slip of the finger.
 const MOST_THREADS: usize = 256;
@@ -104,6 +104,10 @@ pub struct OutputSettings {
 pub struct RuntimeSettings {
     /// `cpu`, `cuda`, `cuda:N`, `auto`.
     pub device: String,
+    /// `default`: ONNX Runtime's own of the device; `openvino`: OpenVINO on the processor.
+    pub provider: String,
+    /// `fp32`; `bf16` with OpenVINO.
+    pub precision: String,
     /// Threads; 0 is one a core.
     pub threads: usize,
     /// Images a batch.
@@ -112,15 +116,30 @@ pub struct RuntimeSettings {
 
 impl Default for RuntimeSettings {
     fn default() -> Self {
-        Self { device: "cpu".into(), threads: 0, batch: 16 }
+        Self {
+            device: Device::default().to_string(),
+            provider: Provider::default().to_string(),
+            precision: Precision::default().to_string(),
+            threads: 0,
+            batch: 16,
+        }
     }
 }
 
 impl RuntimeSettings {
-    /// The device, as a type.
-    pub(super) fn device(&self) -> Result<Device, PipelineError> {
-        let wrong = |error: UnknownDevice| PipelineError::Settings { origin: "runtime.device".into(), reason: error.to_string() };
-        self.device.parse().map_err(wrong)
+    /// Device, provider and precision as one that exists.
+    ///
+    /// # Errors
+    /// When one of them is unknown, or they do not go together.
+    pub fn compute(&self) -> Result<Compute, PipelineError> {
+        let wrong = |key: &str, reason: String| PipelineError::Settings { origin: format!("runtime.{key}"), reason };
+        let device: Device = self.device.parse().map_err(|error: UnknownDevice| wrong("device", error.to_string()))?;
+        let provider: Provider = self.provider.parse().map_err(|error: Unreal| wrong("provider", error.to_string()))?;
+        let precision: Precision = self.precision.parse().map_err(|error: Unreal| wrong("precision", error.to_string()))?;
+        Compute::new(device, provider, precision).map_err(|error| {
+            let key = if error == Unreal::Bf16 { "precision" } else { "provider" };
+            wrong(key, error.to_string())
+        })
     }
 }
 
@@ -191,7 +210,7 @@ impl Settings {
     pub(super) fn check_ranges(&self) -> Result<(), PipelineError> {
         let wrong = |key: &str, reason: String| Err(PipelineError::Settings { origin: key.into(), reason });
         let (runtime, side) = (&self.runtime, self.backbone.input_size);
-        runtime.device()?;
+        runtime.compute()?;
         if runtime.threads > MOST_THREADS {
             return wrong("runtime.threads", format!("{} is above the limit of {MOST_THREADS}", runtime.threads));
         }

@@ -1,20 +1,19 @@
 //! Which ONNX Runtime library: the places, in order, and what is found there.
 //!
 //! `--onnxruntime`, `ORT_DYLIB_PATH`, beside the executable, tlpipe's cache, an active Python environment, the system
-//! loader; if none fits, the pinned wheel is installed into the cache.
+//! loader; if none fits, the pinned wheel is installed into the cache. Only a build counts that has the provider which is
+//! asked for; one with CUDA or OpenVINO is large and installed by [`install`] alone.
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::{CStr, OsString, c_char, c_void};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::RuntimeError;
+use super::probe::{OLDEST, Probed, probe};
 use super::provision::{self, Pin};
+use super::{Build, Compute, RuntimeError};
 use crate::events::{Event, Observer};
-
-/// The oldest minor version of ONNX Runtime 1 that has the interface tlpipe is built for.
-pub(super) const OLDEST: u32 = ort::MINOR_VERSION;
 
 /// What to look for, and what is allowed.
 #[derive(Clone, Debug)]
@@ -25,6 +24,8 @@ pub struct RuntimeOptions {
     pub cache: PathBuf,
     /// Install nothing.
     pub offline: bool,
+    /// What it is to run: only a build that can counts.
+    pub compute: Compute,
 }
 
 /// A library that fits.
@@ -47,23 +48,44 @@ pub struct Candidate {
     pub path: Option<PathBuf>,
     /// Its version, where it loads.
     pub version: Option<String>,
+    /// Providers it was built with ("CPU", "CUDA").
+    pub providers: Vec<String>,
     /// Whether it can be used.
     pub fits: bool,
     /// One sentence for people.
     pub verdict: String,
 }
 
-/// Finds the library to use, and installs the pinned one where there is none.
+/// Finds the library to use, and installs the pinned one where there is none and it is the default one.
 ///
 /// # Errors
-/// When the library that was asked for does not fit; when none fits and none can be installed.
+/// When this machine cannot do what is asked for; when the library that was asked for does not fit; when none fits and none
+/// can be installed.
 pub fn locate(options: &RuntimeOptions, observer: Observer<'_>) -> Result<Library, RuntimeError> {
-    locate_among(&Surroundings::of_process(), options, observer)
+    if let Some(reason) = options.compute.missing_hardware() {
+        return Err(RuntimeError::unavailable(options.compute, reason));
+    }
+    locate_among(&Surroundings::of_process(), options, options.compute.builds(), observer)
 }
 
 /// Every place in order, and what is there; the first that fits is the one [`locate`] takes. Nothing is installed.
 pub fn candidates(options: &RuntimeOptions) -> Vec<Candidate> {
-    places(&Surroundings::of_process(), options).iter().flat_map(Place::candidates).collect()
+    let surroundings = Surroundings::of_process();
+    let build = options.compute.builds().first().copied().unwrap_or(Build::Cpu);
+    places(&surroundings, options, build).iter().flat_map(|place| place.candidates(&surroundings, build)).collect()
+}
+
+/// The pinned library of a build in the cache, if it is there.
+pub fn installed(build: Build, cache: &Path) -> Option<PathBuf> {
+    Pin::of_this_machine(build)?.installed(cache)
+}
+
+/// Installs the pinned library of a build into the cache, unless it is there.
+///
+/// # Errors
+/// When there is none for this machine, pip cannot install it, or what it installed does not load.
+pub fn install(build: Build, options: &RuntimeOptions, observer: Observer<'_>) -> Result<Library, RuntimeError> {
+    install_among(&Surroundings::of_process(), build, options, observer)
 }
 
 /// What the process' environment says.
@@ -72,6 +94,8 @@ struct Surroundings {
     executable_folder: Option<PathBuf>,
     python_environments: Vec<(&'static str, PathBuf)>,
     system: bool,
+    /// Asks a file what it is.
+    probe: fn(&Path) -> Result<Probed, String>,
 }
 
 impl Surroundings {
@@ -85,6 +109,7 @@ impl Surroundings {
                 .filter_map(|name| Some((name, folder(name)?.into())))
                 .collect(),
             system: true,
+            probe,
         }
     }
 }
@@ -94,7 +119,7 @@ struct Place {
     paths: Vec<PathBuf>,
 }
 
-fn places(surroundings: &Surroundings, options: &RuntimeOptions) -> Vec<Place> {
+fn places(surroundings: &Surroundings, options: &RuntimeOptions, build: Build) -> Vec<Place> {
     let place = |name: &str, paths| Place { name: name.to_owned(), paths };
     if let Some(path) = &options.library {
         return vec![place("--onnxruntime", given(path))];
@@ -105,7 +130,7 @@ fn places(surroundings: &Surroundings, options: &RuntimeOptions) -> Vec<Place> {
     }
     let folder = surroundings.executable_folder.as_deref();
     places.push(place("beside the executable", folder.map(libraries_in).unwrap_or_default()));
-    places.push(place("tlpipe's cache", cached(&options.cache)));
+    places.push(place("tlpipe's cache", installed(build, &options.cache).into_iter().collect()));
     for (variable, folder) in &surroundings.python_environments {
         places.push(place(&format!("Python environment ({variable})"), libraries_of_python(folder)));
     }
@@ -116,31 +141,39 @@ fn places(surroundings: &Surroundings, options: &RuntimeOptions) -> Vec<Place> {
 }
 
 impl Place {
-    fn candidates(&self) -> Vec<Candidate> {
+    fn candidates(&self, surroundings: &Surroundings, build: Build) -> Vec<Candidate> {
         if self.paths.is_empty() {
-            let verdict = "nothing there".to_owned();
-            return vec![Candidate { place: self.name.clone(), path: None, version: None, fits: false, verdict }];
+            let (place, verdict) = (self.name.clone(), "nothing there".to_owned());
+            return vec![Candidate { place, path: None, version: None, providers: Vec::new(), fits: false, verdict }];
         }
-        self.paths.iter().map(|path| self.candidate(path)).collect()
+        self.paths.iter().map(|path| self.candidate(surroundings, path, build)).collect()
     }
 
-    fn candidate(&self, path: &Path) -> Candidate {
-        let (version, fits, verdict) = match version(path) {
-            Ok(version) if minor(&version).is_some_and(|minor| minor >= OLDEST) => (Some(version), true, "fits".to_owned()),
-            Ok(version) => {
-                let verdict = format!("version {version} is older than 1.{OLDEST}");
-                (Some(version), false, verdict)
+    fn candidate(&self, surroundings: &Surroundings, path: &Path, build: Build) -> Candidate {
+        let (place, path, name) = (self.name.clone(), path.to_owned(), build.provider());
+        match (surroundings.probe)(&path) {
+            Ok(probed) => {
+                let has_provider = probed.providers.iter().any(|provider| provider == name);
+                let verdict = if !probed.is_new_enough() {
+                    format!("version {} is older than 1.{OLDEST}", probed.version)
+                } else if has_provider {
+                    "fits".to_owned()
+                } else {
+                    format!("is a build without {name} (it has {})", probed.providers.join(", "))
+                };
+                let fits = has_provider && probed.is_new_enough();
+                let Probed { version, providers } = probed;
+                Candidate { place, path: Some(path), version: Some(version), providers, fits, verdict }
             }
-            Err(reason) => (None, false, reason),
-        };
-        Candidate { place: self.name.clone(), path: Some(path.to_owned()), version, fits, verdict }
+            Err(verdict) => Candidate { place, path: Some(path), version: None, providers: Vec::new(), fits: false, verdict },
+        }
     }
 
     /// The first that fits, or what is wrong with each.
-    fn first_fit(&self) -> Result<Library, Vec<Candidate>> {
+    fn first_fit(&self, surroundings: &Surroundings, build: Build) -> Result<Library, Vec<Candidate>> {
         let mut unfit = Vec::new();
         for path in &self.paths {
-            match self.candidate(path) {
+            match self.candidate(surroundings, path, build) {
                 Candidate { fits: true, version: Some(version), .. } => {
                     return Ok(Library { path: path.clone(), version, how: self.name.clone() });
                 }
@@ -151,16 +184,29 @@ impl Place {
     }
 }
 
-fn locate_among(surroundings: &Surroundings, options: &RuntimeOptions, observer: Observer<'_>) -> Result<Library, RuntimeError> {
+/// The first library that serves one of the builds, the best build first; the last one is installed where it may be.
+fn locate_among(
+    surroundings: &Surroundings,
+    options: &RuntimeOptions,
+    builds: &[Build],
+    observer: Observer<'_>,
+) -> Result<Library, RuntimeError> {
+    let Some((&build, better)) = builds.split_last() else { return Err(RuntimeError::NoBuild) };
+    for &build in better {
+        let found = places(surroundings, options, build).iter().find_map(|place| place.first_fit(surroundings, build).ok());
+        if let Some(library) = found {
+            return Ok(library);
+        }
+    }
     let mut tried = Vec::new();
-    for place in places(surroundings, options) {
-        let unfit = match place.first_fit() {
+    for place in places(surroundings, options, build) {
+        let unfit = match place.first_fit(surroundings, build) {
             Ok(library) => return Ok(library),
             Err(unfit) => unfit,
         };
         if let Some(path) = &options.library {
             let reason = unfit.first().map_or_else(|| "holds no such library".to_owned(), |first| first.verdict.clone());
-            return Err(RuntimeError::Unusable { path: path.clone(), reason, oldest: OLDEST });
+            return Err(RuntimeError::Unusable { path: path.clone(), reason, wanted: wanted(build) });
         }
         for candidate in unfit {
             let path = candidate.path.unwrap_or_default();
@@ -171,52 +217,65 @@ fn locate_among(surroundings: &Surroundings, options: &RuntimeOptions, observer:
             tried.push(line);
         }
     }
-    let Some(pin) = Pin::of_this_machine() else {
+    match build {
+        Build::Cpu => install_among(surroundings, build, options, observer).map_err(|error| error.after(tried)),
+        Build::Cuda | Build::OpenVino => Err(RuntimeError::NotFound {
+            build,
+            reason: format!("and one ({}) is installed by command only", build.download()),
+            tried,
+            remedy: format!("tlpipe doctor --install {build}\n  or name a library with --onnxruntime or ORT_DYLIB_PATH"),
+        }),
+    }
+}
+
+fn install_among(
+    surroundings: &Surroundings,
+    build: Build,
+    options: &RuntimeOptions,
+    observer: Observer<'_>,
+) -> Result<Library, RuntimeError> {
+    let not_found = |reason: &str, tried, remedy| RuntimeError::NotFound { build, reason: reason.to_owned(), tried, remedy };
+    let Some(pin) = Pin::of_this_machine(build) else {
         let reason = format!("and none is pinned for {} on {}", env::consts::OS, env::consts::ARCH);
-        let remedy =
-            format!("install ONNX Runtime 1.{OLDEST} or newer and name its library with --onnxruntime or ORT_DYLIB_PATH");
-        return Err(RuntimeError::NotFound { reason, tried, remedy });
+        let remedy = format!("install {} and name its library with --onnxruntime or ORT_DYLIB_PATH", wanted(build));
+        return Err(not_found(&reason, Vec::new(), remedy));
     };
     let remedy = format!("{}\n  or name a library with --onnxruntime or ORT_DYLIB_PATH", pin.command(&options.cache));
-    if options.offline {
-        let reason = "and --offline forbids to install it".to_owned();
-        return Err(RuntimeError::NotFound { reason, tried, remedy });
-    }
-    observer(Event::Noted(format!(
-        "installing ONNX Runtime {} into {}: no usable one on this machine",
-        provision::VERSION,
-        pin.folder(&options.cache).display()
-    )));
-    let path = match provision::install(&pin, &options.cache) {
-        Ok(path) => path,
-        Err(provision::Failure::Pip(attempts)) => {
-            tried.extend(attempts);
-            return Err(RuntimeError::NotFound { reason: "and pip could not install it".to_owned(), tried, remedy });
+    let path = if let Some(path) = pin.installed(&options.cache) {
+        path
+    } else {
+        if options.offline {
+            return Err(not_found("and --offline forbids to install it", Vec::new(), remedy));
         }
-        Err(provision::Failure::Io { path, source }) => return Err(RuntimeError::Io { path, source }),
+        observer(Event::Noted(format!(
+            "installing {} into {} ({})",
+            pin.packages().next().unwrap_or_default(),
+            pin.folder(&options.cache).display(),
+            build.download(),
+        )));
+        match provision::install(&pin, &options.cache) {
+            Ok(path) => path,
+            Err(provision::Failure::Pip(attempts)) => {
+                return Err(not_found("and pip could not install it", attempts, remedy));
+            }
+            Err(provision::Failure::Io { path, source }) => return Err(RuntimeError::Io { path, source }),
+        }
     };
-    let installed = Place { name: "installed just now".to_owned(), paths: vec![path] };
-    installed.first_fit().map_err(|unfit| {
-        tried.extend(unfit.into_iter().map(|candidate| candidate.verdict));
-        RuntimeError::NotFound { reason: "and the one that pip installed does not load".to_owned(), tried, remedy }
+    let place = Place { name: "installed".to_owned(), paths: vec![path] };
+    place.first_fit(surroundings, build).map_err(|unfit| {
+        let tried = unfit.into_iter().map(|candidate| candidate.verdict).collect();
+        not_found("and the one that pip installed cannot be used", tried, remedy)
     })
+}
+
+/// What a library must be to serve, for people.
+fn wanted(build: Build) -> String {
+    format!("{} in version 1.{OLDEST} or newer", build.title())
 }
 
 /// A path that a user gave: a library, a folder that holds one, or a name for the system loader.
 fn given(path: &Path) -> Vec<PathBuf> {
     if path.is_dir() { libraries_in(path) } else { vec![path.to_owned()] }
-}
-
-/// Only a library of the pinned size counts in our own folder: a truncated one would crash the process that loads it.
-fn cached(cache: &Path) -> Vec<PathBuf> {
-    let Some(pin) = Pin::of_this_machine() else { return Vec::new() };
-    let folder = pin.folder(cache);
-    let whole = |path: &PathBuf| path.metadata().is_ok_and(|metadata| metadata.len() == pin.bytes);
-    [folder.clone(), folder.join("onnxruntime").join("capi")]
-        .iter()
-        .flat_map(|folder| libraries_in(folder))
-        .filter(whole)
-        .collect()
 }
 
 fn libraries_of_python(environment: &Path) -> Vec<PathBuf> {
@@ -260,37 +319,6 @@ fn system_names() -> &'static [&'static str] {
     }
 }
 
-fn minor(version: &str) -> Option<u32> {
-    version.strip_prefix("1.")?.split('.').next()?.parse().ok()
-}
-
-/// The start of ONNX Runtime's `OrtApiBase`, the part of its interface that never changes.
-#[repr(C)]
-struct ApiBase {
-    get_api: *const c_void,
-    get_version: unsafe extern "system" fn() -> *const c_char,
-}
-
-/// Loads a library and asks for its version; the error is the reason why it is no ONNX Runtime.
-fn version(path: &Path) -> Result<String, String> {
-    // SAFETY: loading runs the library's initializers; the file is one that a user or the system put where ONNX Runtime's
-    // library belongs.
-    let library = unsafe { libloading::Library::new(path) }.map_err(|error| loader_reason(&error))?;
-    // SAFETY: every release of ONNX Runtime exports `OrtGetApiBase` with this signature.
-    let base = unsafe { library.get::<unsafe extern "C" fn() -> *const ApiBase>(b"OrtGetApiBase") };
-    let base = base.map_err(|_| "is no ONNX Runtime library".to_owned())?;
-    // SAFETY: the function takes nothing, and gives a static structure or null.
-    let base = unsafe { base().as_ref() }.ok_or("gives no interface")?;
-    // SAFETY: as above; the text is static for as long as the library stays loaded.
-    let text = unsafe { (base.get_version)().as_ref().map(|text| CStr::from_ptr(text)) }.ok_or("gives no version")?;
-    Ok(text.to_string_lossy().into_owned())
-}
-
-/// The loader's own words; `libloading` keeps them as the cause.
-fn loader_reason(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("does not load: {cause}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,17 +326,17 @@ mod tests {
     use std::sync::Mutex;
 
     fn nowhere() -> Surroundings {
-        Surroundings { variable: None, executable_folder: None, python_environments: Vec::new(), system: false }
+        Surroundings { variable: None, executable_folder: None, python_environments: Vec::new(), system: false, probe }
     }
 
     fn options(cache: &Path) -> RuntimeOptions {
-        RuntimeOptions { library: None, cache: cache.to_owned(), offline: true }
+        RuntimeOptions { library: None, cache: cache.to_owned(), offline: true, compute: Compute::CPU }
     }
 
     #[test]
     fn offline_and_nothing_there_gives_the_command() {
         let folder = tempfile::tempdir().unwrap();
-        let error = locate_among(&nowhere(), &options(folder.path()), &ignore).unwrap_err().to_string();
+        let error = locate_among(&nowhere(), &options(folder.path()), &[Build::Cpu], &ignore).unwrap_err().to_string();
         assert!(
             error.contains("--offline") && error.contains("-m pip install --no-deps --only-binary=:all: --target"),
             "{error}"
@@ -326,16 +354,9 @@ mod tests {
         {
             fs::create_dir_all(folder.path().join("e")).unwrap();
             let options = RuntimeOptions { library: Some(path), ..options(folder.path()) };
-            let error = locate_among(&nowhere(), &options, &ignore).unwrap_err().to_string();
+            let error = locate_among(&nowhere(), &options, &[Build::Cpu], &ignore).unwrap_err().to_string();
             assert!(error.contains("--onnxruntime") && error.contains(reason), "{error}");
         }
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn another_library_is_told_apart() {
-        let libc = Place { name: "x".into(), paths: vec!["libc.so.6".into()] };
-        assert_eq!(libc.candidates()[0].verdict, "is no ONNX Runtime library");
     }
 
     #[cfg(target_os = "linux")]
@@ -349,7 +370,7 @@ mod tests {
             }
         };
         let surroundings = Surroundings { variable: Some("/absent/libonnxruntime.so".into()), ..nowhere() };
-        let error = locate_among(&surroundings, &options(folder.path()), &observer).unwrap_err().to_string();
+        let error = locate_among(&surroundings, &options(folder.path()), &[Build::Cpu], &observer).unwrap_err().to_string();
         assert!(error.contains("ORT_DYLIB_PATH: /absent/libonnxruntime.so: does not load"), "{error}");
         assert!(warnings.lock().unwrap()[0].contains("looking elsewhere"));
     }
@@ -367,17 +388,78 @@ mod tests {
         assert_eq!(libraries_of_python(folder.path()), [capi.join("libonnxruntime.so.1.32.0")]);
     }
 
-    #[test]
-    fn a_truncated_library_in_the_cache_is_passed_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let Some(pin) = Pin::of_this_machine() else { return };
-        fs::create_dir_all(pin.folder(folder.path())).unwrap();
-        fs::write(pin.folder(folder.path()).join(pin.library), "half").unwrap();
-        assert!(cached(folder.path()).is_empty());
+    /// A file that says in words what a library would say of itself: "1.24.1 OpenVINO CPU".
+    fn fake(path: &Path) -> Result<Probed, String> {
+        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let mut words = text.split_whitespace().map(str::to_owned);
+        let version = words.next().ok_or("is no ONNX Runtime library")?;
+        Ok(Probed { version, providers: words.collect() })
+    }
+
+    /// A CPU build beside the executable, and two Python environments with CUDA and OpenVINO.
+    fn three_builds(folder: &Path) -> Surroundings {
+        let write = |path: PathBuf, text: &str| {
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join(system_names()[0]), text).unwrap();
+        };
+        write(folder.join("bin"), "1.32.0 Azure CPU");
+        write(folder.join("a/lib/python3.11/site-packages/onnxruntime/capi"), "1.31.1 CUDA CPU");
+        write(folder.join("b/lib/python3.11/site-packages/onnxruntime/capi"), "1.24.1 OpenVINO CPU");
+        Surroundings {
+            executable_folder: Some(folder.join("bin")),
+            python_environments: vec![("VIRTUAL_ENV", folder.join("a")), ("CONDA_PREFIX", folder.join("b"))],
+            probe: fake,
+            ..nowhere()
+        }
     }
 
     #[test]
-    fn versions() {
-        assert_eq!((minor("1.32.0"), minor("1.9"), minor("2.1.0"), minor("")), (Some(32), Some(9), None, None));
+    fn the_build_with_the_provider_that_is_asked_for_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let surroundings = three_builds(folder.path());
+        let version = |builds: &[Build]| {
+            locate_among(&surroundings, &options(folder.path()), builds, &ignore).map(|library| library.version).unwrap()
+        };
+        assert_eq!(version(&[Build::Cpu]), "1.32.0");
+        assert_eq!(version(&[Build::Cuda]), "1.31.1");
+        assert_eq!(version(&[Build::OpenVino]), "1.24.1");
+        // A better one that is at hand comes before an earlier place; one that is not is no error.
+        assert_eq!(version(&[Build::Cuda, Build::Cpu]), "1.31.1");
+        fs::remove_dir_all(folder.path().join("a")).unwrap();
+        assert_eq!(version(&[Build::Cuda, Build::Cpu]), "1.32.0");
+    }
+
+    #[test]
+    fn without_such_a_build_each_other_one_is_named_with_its_providers() {
+        let folder = tempfile::tempdir().unwrap();
+        let surroundings = three_builds(folder.path());
+        fs::remove_dir_all(folder.path().join("b")).unwrap();
+        let said = locate_among(&surroundings, &options(folder.path()), &[Build::OpenVino], &ignore).unwrap_err().to_string();
+        assert!(said.starts_with("no usable ONNX Runtime with OpenVINO on this machine"), "{said}");
+        assert!(
+            said.contains("is a build without OpenVINO (it has Azure, CPU)") && said.contains("(it has CUDA, CPU)"),
+            "{said}"
+        );
+        assert!(said.contains("to get it: tlpipe doctor --install openvino"), "{said}");
+    }
+
+    #[test]
+    fn a_named_library_must_have_the_provider_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let surroundings = three_builds(folder.path());
+        let options = RuntimeOptions { library: Some(folder.path().join("bin")), ..options(folder.path()) };
+        let said = locate_among(&surroundings, &options, &[Build::Cuda], &ignore).unwrap_err().to_string();
+        assert!(said.contains("--onnxruntime") && said.contains("is a build without CUDA (it has Azure, CPU)"), "{said}");
+        assert!(said.contains("name ONNX Runtime with CUDA"), "{said}");
+    }
+
+    #[test]
+    fn an_install_without_network_names_every_package() {
+        let folder = tempfile::tempdir().unwrap();
+        if Pin::of_this_machine(Build::Cuda).is_none() {
+            return;
+        }
+        let said = install_among(&nowhere(), Build::Cuda, &options(folder.path()), &ignore).unwrap_err().to_string();
+        assert!(said.contains("--offline") && said.contains("onnxruntime-gpu==1.31.1 nvidia-cublas=="), "{said}");
     }
 }

@@ -4,23 +4,27 @@
 //! number of times with the same library and gives handles to the one runtime; another library is refused.
 //!
 //! ```no_run
-//! use tlpipe::runtime::{Device, Runtime, RuntimeOptions, SessionOptions, locate};
+//! use tlpipe::runtime::{Compute, Runtime, RuntimeOptions, SessionOptions, locate};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let options = RuntimeOptions { library: None, cache: tlpipe::assets::cache_folder(), offline: false };
+//! let options = RuntimeOptions { library: None, cache: tlpipe::assets::cache_folder(), offline: false, compute: Compute::CPU };
 //! let library = locate(&options, &tlpipe::events::ignore)?;
 //! let runtime = Runtime::start(&library)?;
 //! let model = std::fs::read("cut.onnx")?;
-//! let mut session = runtime.session(&model, &SessionOptions { device: Device::Cpu, threads: 1 })?;
+//! let mut session = runtime.session(&model, &SessionOptions { compute: Compute::CPU, threads: 1 })?;
 //! let features = session.run(&vec![0.0; 8 * 96 * 96 * 3], [8, 96, 96, 3])?;
 //! assert_eq!(features.len() % 8, 0);
 //! # Ok(())
 //! # }
 //! ```
 
+mod builds;
+mod compute;
 mod cuda;
 mod device;
 mod error;
 mod library;
+mod openvino;
+mod probe;
 mod provision;
 mod session;
 mod telemetry;
@@ -31,9 +35,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
+pub use builds::{Build, UnknownBuild};
+pub use compute::{Compute, Precision, Provider, Unreal, processor_has_bf16};
 pub use device::{Device, UnknownDevice};
 pub use error::RuntimeError;
-pub use library::{Candidate, Library, RuntimeOptions, candidates, locate};
+pub use library::{Candidate, Library, RuntimeOptions, candidates, install, installed, locate};
 pub use session::{Session, SessionOptions};
 pub use telemetry::disable_telemetry;
 

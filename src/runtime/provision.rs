@@ -1,5 +1,5 @@
-//! Installs the pinned ONNX Runtime wheel into the cache by pip. The platform tags are given, so that every Python
-//! fetches the same wheel and one hash pins it; only the library is kept.
+//! Installs the pinned wheels into the cache by pip. The platform tags are given, so that every Python fetches the same
+//! wheels and one hash pins each; only the libraries that a session loads are kept.
 
 use std::env;
 use std::fs;
@@ -8,54 +8,106 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-/// The pinned release.
-pub(super) const VERSION: &str = "1.32.0";
+use super::Build;
 
-/// A wheel of the pinned release, and the library in it.
+/// A pinned release for one platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pin {
+    build: Build,
     os: &'static str,
     arch: &'static str,
-    platform: &'static str,
-    wheel_sha256: &'static str,
+    /// What pip calls the platform; several, since each wheel has its own.
+    platforms: &'static [&'static str],
+    /// Name of the folder in the cache.
+    name: &'static str,
+    /// Beginnings of the names of the files that are kept.
+    kept: &'static [&'static str],
     /// File name of the library, in `onnxruntime/capi` of the wheel.
-    pub(super) library: &'static str,
+    library: &'static str,
     /// Size of the library.
-    pub(super) bytes: u64,
+    bytes: u64,
 }
 
-const PINS: [Pin; 4] = [
+const NAME_CPU: &str = "1.32.0";
+const KEPT_CPU: &[&str] = &["libonnxruntime.", "onnxruntime.dll"];
+
+const PINS: [Pin; 6] = [
     Pin {
+        build: Build::Cpu,
         os: "linux",
         arch: "x86_64",
-        platform: "manylinux_2_28_x86_64",
-        wheel_sha256: "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
+        platforms: &["manylinux_2_28_x86_64"],
+        name: NAME_CPU,
+        kept: KEPT_CPU,
         library: "libonnxruntime.so.1.32.0",
         bytes: 34_824_680,
     },
     Pin {
+        build: Build::Cpu,
         os: "linux",
         arch: "aarch64",
-        platform: "manylinux_2_28_aarch64",
-        wheel_sha256: "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c",
+        platforms: &["manylinux_2_28_aarch64"],
+        name: NAME_CPU,
+        kept: KEPT_CPU,
         library: "libonnxruntime.so.1.32.0",
         bytes: 27_165_936,
     },
     Pin {
+        build: Build::Cpu,
         os: "macos",
         arch: "aarch64",
-        platform: "macosx_14_0_arm64",
-        wheel_sha256: "366b9e53d07812cc5c92822cecf7563b76a8a0f32ba3bb8dd232a206ac3bcb6c",
+        platforms: &["macosx_14_0_arm64"],
+        name: NAME_CPU,
+        kept: KEPT_CPU,
         library: "libonnxruntime.1.32.0.dylib",
         bytes: 35_272_344,
     },
     Pin {
+        build: Build::Cpu,
         os: "windows",
         arch: "x86_64",
-        platform: "win_amd64",
-        wheel_sha256: "d7e0c45cc5f456ad7805e6dd256a7662736cda9c2fd17becae194eb3c2f6df72",
+        platforms: &["win_amd64"],
+        name: NAME_CPU,
+        kept: KEPT_CPU,
         library: "onnxruntime.dll",
         bytes: 22_668_640,
+    },
+    Pin {
+        build: Build::OpenVino,
+        os: "linux",
+        arch: "x86_64",
+        platforms: &["manylinux_2_28_x86_64"],
+        name: "openvino-1.24.1",
+        // The names that the libraries know each other by; the wheel holds each two or three times.
+        kept: &[
+            "libonnxruntime.so.",
+            "libonnxruntime_providers_shared.so",
+            "libonnxruntime_providers_openvino.so",
+            "libopenvino.so.2541",
+            "libopenvino_intel_cpu_plugin.so",
+            "libopenvino_onnx_frontend.so.2541",
+            "libtbb.so.12",
+            "libtbbmalloc.so",
+        ],
+        library: "libonnxruntime.so.1.24.1",
+        bytes: 31_260_360,
+    },
+    Pin {
+        build: Build::Cuda,
+        os: "linux",
+        arch: "x86_64",
+        platforms: &["manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64"],
+        name: "cuda-1.31.1",
+        kept: &[
+            "libonnxruntime.so.",
+            "libonnxruntime_providers_shared.so",
+            "libonnxruntime_providers_cuda.so",
+            // CUDA and cuDNN.
+            "libcu",
+            "libnv",
+        ],
+        library: "libonnxruntime.so.1.31.1",
+        bytes: 29_421_832,
     },
 ];
 
@@ -70,24 +122,40 @@ pub(super) enum Failure {
 }
 
 impl Pin {
-    pub(super) fn of_this_machine() -> Option<Self> {
-        PINS.into_iter().find(|pin| pin.os == env::consts::OS && pin.arch == env::consts::ARCH)
+    /// The pinned release of a build for this machine, if there is one.
+    pub(super) fn of_this_machine(build: Build) -> Option<Self> {
+        PINS.into_iter().find(|pin| pin.build == build && pin.os == env::consts::OS && pin.arch == env::consts::ARCH)
     }
 
-    /// Where the library lives.
+    /// Where its libraries live.
     pub(super) fn folder(&self, cache: &Path) -> PathBuf {
-        cache.join("onnxruntime").join(VERSION)
+        cache.join("onnxruntime").join(self.name)
+    }
+
+    /// The library in the cache. Only one of the pinned size counts in our own folder: a truncated one would crash the
+    /// process that loads it.
+    pub(super) fn installed(&self, cache: &Path) -> Option<PathBuf> {
+        let folder = self.folder(cache);
+        let places = [folder.join("onnxruntime").join("capi").join(self.library), folder.join(self.library)];
+        places.into_iter().find(|path| path.metadata().is_ok_and(|metadata| metadata.len() == self.bytes))
     }
 
     /// What a user can type to the same effect.
     pub(super) fn command(&self, cache: &Path) -> String {
         let folder = self.folder(cache);
-        format!("python3 -m pip install --no-deps --only-binary=:all: --target '{}' onnxruntime=={VERSION}", folder.display())
+        let packages: Vec<&str> = self.packages().collect();
+        format!("python3 -m pip install --no-deps --only-binary=:all: --target '{}' {}", folder.display(), packages.join(" "))
+    }
+
+    /// `name==version` of each package, ONNX Runtime's first.
+    pub(super) fn packages(&self) -> impl Iterator<Item = &'static str> {
+        let lines = self.build.requirements().lines().filter(|line| !line.starts_with('#'));
+        lines.filter_map(|line| line.split_whitespace().next())
     }
 }
 
-/// Puts the pinned library into the cache, whole or not at all, and gives its path. Two processes at once do the work
-/// twice and end with the same file; a killed one leaves a folder that a later one removes.
+/// Puts the pinned libraries into the cache, whole or not at all, and gives the path of ONNX Runtime's. Two processes at once
+/// do the work twice and end with the same files; a killed one leaves a folder that a later one removes.
 pub(super) fn install(pin: &Pin, cache: &Path) -> Result<PathBuf, Failure> {
     install_with(&pythons(), pin, cache)
 }
@@ -104,17 +172,17 @@ fn install_with(pythons: &[&str], pin: &Pin, cache: &Path) -> Result<PathBuf, Fa
         let path = path.to_owned();
         move |source| Failure::Io { path, source }
     };
-    fs::create_dir_all(&folder).map_err(io(&folder))?;
-    remove_abandoned(&folder);
-    // Inside the target folder, so that the rename stays on one file system.
-    let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(&folder).map_err(io(&folder))?;
+    // Beside the target, so that the rename stays on one file system.
+    let parent = cache.join("onnxruntime");
+    fs::create_dir_all(&parent).map_err(io(&parent))?;
+    remove_abandoned(&parent);
+    let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(&parent).map_err(io(&parent))?;
     let requirements = staging.path().join("requirements.txt");
-    let pinned = format!("onnxruntime=={VERSION} --hash=sha256:{}\n", pin.wheel_sha256);
-    fs::write(&requirements, pinned).map_err(io(&requirements))?;
-    let wheel = staging.path().join("wheel");
+    fs::write(&requirements, pin.build.requirements()).map_err(io(&requirements))?;
+    let wheels = staging.path().join("wheels");
     let mut attempts = Vec::new();
     for python in pythons {
-        match pip(python, pin, &requirements, &wheel) {
+        match pip(python, pin, &requirements, &wheels) {
             Ok(()) => break,
             Err(reason) => attempts.push(format!("{python} -m pip: {reason}")),
         }
@@ -122,13 +190,34 @@ fn install_with(pythons: &[&str], pin: &Pin, cache: &Path) -> Result<PathBuf, Fa
     if attempts.len() == pythons.len() {
         return Err(Failure::Pip(attempts));
     }
-    let installed = wheel.join("onnxruntime").join("capi").join(pin.library);
-    let library = fs::OpenOptions::new().read(true).write(true).open(&installed).map_err(io(&installed))?;
-    library.sync_all().map_err(io(&installed))?;
-    drop(library);
-    let target = folder.join(pin.library);
-    fs::rename(&installed, &target).map_err(io(&target))?;
-    Ok(target)
+    keep(pin, &wheels).map_err(io(&wheels))?;
+    if let Err(source) = fs::rename(&wheels, &folder) {
+        // What stands there is another process' work, or damaged.
+        if pin.installed(cache).is_none() {
+            fs::remove_dir_all(&folder).map_err(io(&folder))?;
+            fs::rename(&wheels, &folder).map_err(|_| Failure::Io { path: folder.clone(), source })?;
+        }
+    }
+    Ok(pin.installed(cache).unwrap_or_else(|| folder.join("onnxruntime").join("capi").join(pin.library)))
+}
+
+/// Drops what a session does not load, and writes the rest through to the disk.
+fn keep(pin: &Pin, wheels: &Path) -> io::Result<()> {
+    for entry in walkdir::WalkDir::new(wheels).contents_first(true) {
+        let entry = entry?;
+        if entry.file_type().is_dir() {
+            // One that holds something stays.
+            let _ = fs::remove_dir(entry.path());
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy();
+        if pin.kept.iter().any(|start| name.starts_with(start)) {
+            fs::OpenOptions::new().read(true).write(true).open(entry.path())?.sync_all()?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn pip(python: &str, pin: &Pin, requirements: &Path, target: &Path) -> Result<(), String> {
@@ -136,7 +225,8 @@ fn pip(python: &str, pin: &Pin, requirements: &Path, target: &Path) -> Result<()
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
         .args(["--retries", "1", "--timeout", "15"])
         .args(["--no-deps", "--only-binary=:all:", "--no-compile", "--require-hashes"])
-        .args(["--platform", pin.platform, "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"])
+        .args(pin.platforms.iter().flat_map(|platform| ["--platform", platform]))
+        .args(["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"])
         .arg("--target")
         .arg(target)
         .arg("--requirement")
@@ -203,9 +293,35 @@ mod tests {
         for _ in 0..2 {
             let path =
                 install_with(&["absent-python", &python], &pin(), cache.path()).unwrap_or_else(|_| panic!("not installed"));
-            assert_eq!(path, cache.path().join("onnxruntime/1.32.0/libonnxruntime.so.1.32.0"));
+            assert_eq!(path, cache.path().join("onnxruntime/1.32.0/onnxruntime/capi/libonnxruntime.so.1.32.0"));
         }
-        assert_eq!(fs::read_dir(pin().folder(cache.path())).unwrap().count(), 1);
+        let files = walkdir::WalkDir::new(cache.path()).into_iter().filter(|entry| entry.as_ref().unwrap().file_type().is_file());
+        assert_eq!(files.count(), 1);
+    }
+
+    /// Every wheel is pinned by a hash, and the pins name the release that the requirements name.
+    #[test]
+    fn pins_and_requirements_agree() {
+        for pin in PINS {
+            let (_, version) = pin.packages().next().unwrap().split_once("==").unwrap();
+            assert!(pin.name.ends_with(version) && (pin.os == "windows" || pin.library.contains(version)), "{pin:?}");
+            let lines = pin.build.requirements().lines().filter(|line| !line.starts_with('#'));
+            assert!(lines.into_iter().all(|line| line.contains("--hash=sha256:")), "{pin:?}");
+            assert!(pin.kept.iter().any(|start| pin.library.starts_with(start)), "{pin:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_library_is_none_and_is_replaced() {
+        let (tools, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let old = pin().folder(cache.path()).join("onnxruntime/capi");
+        fs::create_dir_all(&old).unwrap();
+        fs::write(old.join(pin().library), "half").unwrap();
+        assert_eq!(pin().installed(cache.path()), None);
+        let script = format!("mkdir -p $target/onnxruntime/capi; echo whole > $target/onnxruntime/capi/{}", pin().library);
+        let python = python(tools.path(), &script);
+        let path = install_with(&[&python], &pin(), cache.path()).unwrap_or_else(|_| panic!("not installed"));
+        assert_eq!(fs::read_to_string(path).unwrap(), "whole\n");
     }
 
     #[test]
@@ -215,7 +331,7 @@ mod tests {
         let Err(Failure::Pip(attempts)) = install_with(&["absent-python", &python], &pin(), cache.path()) else { panic!() };
         assert_eq!(attempts[0], "absent-python -m pip: no such program");
         assert!(attempts[1].ends_with("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"), "{attempts:?}");
-        assert_eq!(fs::read_dir(pin().folder(cache.path())).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(cache.path().join("onnxruntime")).unwrap().count(), 0);
     }
 
     #[test]

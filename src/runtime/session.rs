@@ -7,17 +7,18 @@ use std::ptr;
 
 use ort::AsPointer as _;
 use ort::environment::Environment;
+use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session as OrtSession;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{Tensor, TensorElementType, TensorRef, ValueType};
 
-use super::{Device, RuntimeError, cuda};
+use super::{Build, Compute, Device, Provider, RuntimeError, cuda, openvino};
 
 /// How to run a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionOptions {
     /// What to run on.
-    pub device: Device,
+    pub compute: Compute,
     /// Threads of this session on the processor; at least 1. Several sessions of one thread do more images a second than
     /// one session of several threads.
     pub threads: usize,
@@ -34,13 +35,16 @@ pub struct Session {
     inner: OrtSession,
     element: Element,
     width: Option<usize>,
-    provider: &'static str,
+    build: Build,
     placement: BTreeMap<String, usize>,
     fallback: Option<String>,
 }
 
-const CPU: &str = "CPU";
-const CUDA: &str = "CUDA";
+/// Part of a network's nodes that OpenVINO must have taken: it takes whole networks, and what it leaves is slow and of
+/// another precision.
+const OPENVINO_LEAST: f64 = 0.9;
+/// Part of a network's nodes that a card must have taken. ONNX Runtime leaves arithmetic on shapes to the processor.
+const CUDA_LEAST: f64 = 0.5;
 
 impl Session {
     pub(super) fn new(
@@ -49,35 +53,44 @@ impl Session {
         model: &[u8],
         options: &SessionOptions,
     ) -> Result<Self, RuntimeError> {
+        let SessionOptions { compute, threads } = *options;
         let on_processor = |fallback| {
-            let inner = commit(environment, model, options.threads, None).map_err(|error| RuntimeError::Model(reason(&error)))?;
-            Self::checked(inner, CPU, fallback)
+            let inner = commit(environment, model, threads, None).map_err(|error| RuntimeError::Model(reason(&error)))?;
+            Self::checked(inner, Build::Cpu, fallback)
         };
-        let card = match options.device {
-            Device::Cpu => return on_processor(None),
-            Device::Cuda(card) => card,
-            Device::Auto => 0,
+        let on_card = |card| {
+            ready::<ep::CUDA>(Build::Cuda, cuda::missing(card))?;
+            cuda::preload(library);
+            Self::on_provider(environment, model, threads, cuda::provider(card)?, (Build::Cuda, CUDA_LEAST))
         };
-        match (Self::on_card(environment, library, model, options.threads, card), options.device) {
-            (Ok(session), _) => Ok(session),
-            (Err(reason), Device::Auto) => on_processor(Some(reason)),
-            (Err(reason), device) => Err(RuntimeError::Device { device, reason }),
-        }
+        let result = match (compute.provider(), compute.device()) {
+            (Provider::Default, Device::Cpu) => return on_processor(None),
+            (Provider::Default, Device::Auto) => return on_card(0).or_else(|reason| on_processor(Some(reason))),
+            (Provider::Default, Device::Cuda(card)) => on_card(card),
+            (Provider::OpenVino, _) => ready::<ep::OpenVINO>(Build::OpenVino, compute.missing_hardware()).and_then(|()| {
+                let provider = openvino::provider(compute.precision(), threads.max(1));
+                Self::on_provider(environment, model, threads, provider, (Build::OpenVino, OPENVINO_LEAST))
+            }),
+        };
+        result.map_err(|reason| RuntimeError::unavailable(compute, reason))
     }
 
-    /// The error is the reason why the card cannot be used.
-    fn on_card(environment: &Environment, library: &Path, model: &[u8], threads: usize, card: u32) -> Result<Self, String> {
-        if let Some(reason) = cuda::absent() {
-            return Err(reason);
-        }
-        cuda::preload(library);
-        let inner = commit(environment, model, threads, Some(card)).map_err(|error| reason(&error))?;
-        let session = Self::checked(inner, CUDA, None).map_err(|error| error.to_string())?;
+    /// A session on a provider, which must take at least this part of the network. The error is the reason why it cannot be used.
+    fn on_provider(
+        environment: &Environment,
+        model: &[u8],
+        threads: usize,
+        provider: ExecutionProviderDispatch,
+        (build, least): (Build, f64),
+    ) -> Result<Self, String> {
+        let inner = commit(environment, model, threads, Some(provider)).map_err(|error| reason(&error))?;
+        let session = Self::checked(inner, build, None).map_err(|error| error.to_string())?;
         // Asked for, registered, and still: what counts is where the nodes are.
-        if session.placement.contains_key(cuda::NAME) { Ok(session) } else { Err("it took no part of the network".to_owned()) }
+        took(session.placement(), build.provider(), least)?;
+        Ok(session)
     }
 
-    fn checked(inner: OrtSession, provider: &'static str, fallback: Option<String>) -> Result<Self, RuntimeError> {
+    fn checked(inner: OrtSession, build: Build, fallback: Option<String>) -> Result<Self, RuntimeError> {
         let model = |reason: String| RuntimeError::Model(reason);
         let ([input], [output]) = (inner.inputs(), inner.outputs()) else {
             let found = format!("it has {} inputs and {} outputs, not one of each", inner.inputs().len(), inner.outputs().len());
@@ -98,7 +111,7 @@ impl Session {
             other => return Err(model(format!("its output {:?} is {other}, not float32", output.name()))),
         };
         let placement = placement(&inner).map_err(|error| model(reason(&error)))?;
-        Ok(Self { inner, element, width, provider, placement, fallback })
+        Ok(Self { inner, element, width, build, placement, fallback })
     }
 
     /// Runs a batch and gives the features, row-major `[N, D]`. `batch` holds `shape`'s product of values, in the layout
@@ -141,12 +154,17 @@ impl Session {
         Ok(rows.to_vec())
     }
 
-    /// What it runs on: `CPU` or `CUDA`.
-    pub fn provider(&self) -> &str {
-        self.provider
+    /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
+    pub fn provider(&self) -> &'static str {
+        self.build.provider()
     }
 
-    /// Number of the optimized network's nodes on each provider, by ONNX Runtime's name of it.
+    /// Whether it computes on the processor, in threads of its own.
+    pub fn on_processor(&self) -> bool {
+        self.build != Build::Cuda
+    }
+
+    /// Number of the optimized network's nodes on each provider (`CPU`, `CUDA`).
     pub fn placement(&self) -> &BTreeMap<String, usize> {
         &self.placement
     }
@@ -169,15 +187,45 @@ fn reason(error: &ort::Error) -> String {
     text.unwrap_or(message).trim().to_owned()
 }
 
-fn commit(environment: &Environment, model: &[u8], threads: usize, card: Option<u32>) -> ort::Result<OrtSession> {
+/// Whether the machine and this build of ONNX Runtime can do it; the error is the reason why not.
+fn ready<E: ExecutionProvider>(build: Build, missing_hardware: Option<String>) -> Result<(), String> {
+    if let Some(reason) = missing_hardware {
+        return Err(reason);
+    }
+    match E::is_available() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "this ONNX Runtime is a build without {}; tlpipe doctor --install {build} gets one with it",
+            build.provider()
+        )),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Refuses a placement that leaves a provider less than this part of the nodes.
+#[allow(clippy::cast_precision_loss, reason = "a network has fewer nodes than 2^52")]
+fn took(placement: &BTreeMap<String, usize>, provider: &str, least: f64) -> Result<(), String> {
+    let (own, all) = (placement.get(provider).copied().unwrap_or(0), placement.values().sum::<usize>());
+    if own > 0 && own as f64 >= all as f64 * least {
+        return Ok(());
+    }
+    Err(format!("{provider} took {own} of the network's {all} nodes, the processor would run the others"))
+}
+
+fn commit(
+    environment: &Environment,
+    model: &[u8],
+    threads: usize,
+    provider: Option<ExecutionProviderDispatch>,
+) -> ort::Result<OrtSession> {
     let mut builder = OrtSession::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::Level3)?
         .with_intra_threads(threads.max(1))?
         // Spinning threads take the cores from those that decode.
         .with_intra_op_spinning(false)?
         .with_config_entry("session.record_ep_graph_assignment_info", "1")?;
-    if let Some(card) = card {
-        builder = builder.with_execution_providers([cuda::provider(card).map_err(ort::Error::new)?])?;
+    if let Some(provider) = provider {
+        builder = builder.with_execution_providers([provider])?;
     }
     builder.commit_from_memory(model)
 }
@@ -200,8 +248,23 @@ fn placement(session: &OrtSession) -> ort::Result<BTreeMap<String, usize>> {
         // SAFETY: as above.
         unsafe { ort::Error::result_from_status((api.EpAssignedSubgraph_GetNodes)(part, &mut nodes, &mut node_count)) }?;
         // SAFETY: a successful call gives a text that ends with a zero and lives as long as the session.
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-        *placement.entry(name).or_insert(0) += node_count;
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        *placement.entry(name.trim_end_matches("ExecutionProvider").to_owned()).or_insert(0) += node_count;
     }
     Ok(placement)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_that_took_too_little_is_refused_with_the_counts() {
+        let placement = |own, others| BTreeMap::from([("OpenVINO".to_owned(), own), ("CPU".to_owned(), others)]);
+        assert_eq!(took(&placement(99, 1), "OpenVINO", 0.9), Ok(()));
+        let said = took(&placement(60, 40), "OpenVINO", 0.9).unwrap_err();
+        assert!(said.contains("OpenVINO took 60 of the network's 100 nodes"), "{said}");
+        assert!(took(&placement(60, 40), "CUDA", 0.5).unwrap_err().contains("CUDA took 0 of"));
+        assert!(took(&BTreeMap::new(), "CUDA", 0.5).is_err());
+    }
 }

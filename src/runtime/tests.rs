@@ -18,7 +18,7 @@ fn library() -> Option<Library> {
 }
 
 fn find() -> Option<Library> {
-    let options = RuntimeOptions { library: None, cache: crate::assets::cache_folder(), offline: false };
+    let options = RuntimeOptions { library: None, cache: crate::assets::cache_folder(), offline: false, compute: Compute::CPU };
     locate(&options, &ignore).inspect_err(|error| println!("skipped: {error}")).ok()
 }
 
@@ -26,7 +26,7 @@ fn runtime() -> Option<Runtime> {
     Some(Runtime::start(&library()?).unwrap())
 }
 
-const ON_CPU: SessionOptions = SessionOptions { device: Device::Cpu, threads: 1 };
+const ON_CPU: SessionOptions = SessionOptions { compute: Compute::CPU, threads: 1 };
 
 fn node(op: &str, input: &str, output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
     NodeProto {
@@ -81,7 +81,7 @@ fn features_come_out_row_by_row() {
     let Some(runtime) = runtime() else { return };
     let mut session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
     assert_eq!((session.provider(), session.width(), session.fallback()), ("CPU", Some(3), None));
-    assert_eq!(session.placement().keys().collect::<Vec<_>>(), ["CPUExecutionProvider"]);
+    assert_eq!(session.placement().keys().collect::<Vec<_>>(), ["CPU"]);
     let batch: Vec<f32> = (0_u8..24).map(f32::from).collect();
     assert_eq!(session.run(&batch, [2, 3, 2, 2]).unwrap(), [1.5, 5.5, 9.5, 13.5, 17.5, 21.5]);
     // Any size and any batch, also none.
@@ -129,9 +129,12 @@ fn one_runtime_a_process() {
 fn cuda_works_or_says_why_it_does_not() {
     let Some(runtime) = runtime() else { return };
     let model = channel_means(tensor_proto::DataType::Float);
-    let session = |device| runtime.session(&model, &SessionOptions { device, threads: 1 });
+    let session = |device| {
+        let compute = Compute::new(device, Provider::Default, Precision::Fp32).unwrap();
+        runtime.session(&model, &SessionOptions { compute, threads: 1 })
+    };
     match session(Device::Cuda(0)) {
-        Ok(session) => assert!(session.placement().contains_key("CUDAExecutionProvider")),
+        Ok(session) => assert!(session.placement().contains_key("CUDA")),
         Err(error) => {
             let error = error.to_string();
             assert!(error.starts_with("device cuda: CUDA cannot be used: ") && error.contains("--device cpu"), "{error}");
@@ -139,6 +142,18 @@ fn cuda_works_or_says_why_it_does_not() {
             assert_eq!(session.provider(), "CPU");
             assert!(error.contains(session.fallback().unwrap()));
         }
+    }
+}
+
+#[test]
+fn openvino_is_not_run_by_a_build_without_it() {
+    let Some(runtime) = runtime() else { return };
+    let compute = Compute::new(Device::Cpu, Provider::OpenVino, Precision::Fp32).unwrap();
+    let model = channel_means(tensor_proto::DataType::Float);
+    // The library may be one that the environment names and that has OpenVINO.
+    if let Err(error) = runtime.session(&model, &SessionOptions { compute, threads: 1 }) {
+        let said = error.to_string();
+        assert!(said.starts_with("provider openvino in fp32: ") && said.contains("doctor --install openvino"), "{said}");
     }
 }
 
@@ -162,7 +177,7 @@ fn a_row_does_not_depend_on_its_batch() {
     let size = side * side * 3;
     let pixels: Vec<f32> = (0..images * size).map(|index| ((index * 7919 + index / 97) % 256) as f32 / 127.5 - 1.0).collect();
     let features = |threads: usize, batch: usize| -> Vec<u32> {
-        let mut session = runtime.session(&model, &SessionOptions { device: Device::Cpu, threads }).unwrap();
+        let mut session = runtime.session(&model, &SessionOptions { compute: Compute::CPU, threads }).unwrap();
         let runs = pixels.chunks(batch * size).map(|chunk| session.run(chunk, [chunk.len() / size, side, side, 3]).unwrap());
         runs.flatten().map(f32::to_bits).collect()
     };

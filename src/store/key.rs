@@ -15,9 +15,9 @@ pub struct KeyParts {
     pub resize: String,
     /// Pixel arithmetic in words ("rgb nhwc x / 127.5 - 1").
     pub preprocessing: String,
-    /// `fp32`.
+    /// `fp32`, `bf16`.
     pub precision: String,
-    /// Kind of device whose arithmetic made the values: `cpu`, `cuda`.
+    /// Whose arithmetic made the values: `cpu`, `cuda`, `openvino`.
     pub provider: String,
     /// [`super::STORE_SCHEMA`].
     pub schema: u32,

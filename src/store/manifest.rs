@@ -1,5 +1,6 @@
 //! `store.json`: what the store holds.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -51,6 +52,19 @@ pub struct SplitFigures {
     pub rows: usize,
     /// Wall time, seconds.
     pub seconds: f64,
+}
+
+/// Distance of features in another precision from those of fp32, on a sample of the source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drift {
+    /// Images of the sample.
+    pub images: usize,
+    /// Mean cosine between an image's features in both.
+    pub cosine_mean: f64,
+    /// The least of them.
+    pub cosine_min: f64,
+    /// Length of all differences over length of all features in fp32.
+    pub relative_l2: f64,
 }
 
 /// Where the time of an extraction went: seconds, summed over its threads.
@@ -113,6 +127,12 @@ pub struct Extraction {
     pub images_per_second: f64,
     /// What ONNX Runtime ran on.
     pub provider: String,
+    /// Number of the network's nodes on each of ONNX Runtime's providers.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, usize>,
+    /// How far the features are from those of fp32, on a sample; none where they are fp32's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
     /// Version of ONNX Runtime.
     pub runtime: String,
     /// Threads.

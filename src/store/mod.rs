@@ -23,7 +23,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use key::KeyParts;
-pub use manifest::{Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
+pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
 pub use quarantine::Quarantined;
 pub use reader::{SplitFeatures, Store};
 pub use shard::Row;

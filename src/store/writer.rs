@@ -418,6 +418,8 @@ mod tests {
             stages: super::super::StageSeconds::default(),
             images_per_second: 0.0,
             provider: "cpu".into(),
+            nodes: std::collections::BTreeMap::new(),
+            drift: None,
             runtime: "1".into(),
             threads: 1,
             batch: 1,

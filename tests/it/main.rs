@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod golden;
 mod incremental;
+mod providers;
 mod quickstart;
 mod real;
 mod remote;
