@@ -54,7 +54,7 @@ pub(super) fn measure(
             if taken == SAMPLE {
                 break 'sample;
             }
-            let Ok(bytes) = record?.image.read() else { continue };
+            let Ok(bytes) = record?.image.read()? else { continue };
             let slot = tensor.len();
             tensor.resize(slot + plan.spec.values(), 0.0);
             // The engine says later what is wrong with it; here another image serves.
