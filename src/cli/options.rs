@@ -73,7 +73,7 @@ pub struct ImageArgs {
     /// Pixel values the backbone expects: tensorflow, imagenet, unit or raw [backbone.pixels].
     #[arg(long, value_name = "SCALE")]
     pixels: Option<String>,
-    /// Images a batch of the backbone [runtime.batch].
+    /// Images a batch of the backbone; 0 is as many as suit the image size [runtime.batch].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     batch: Option<i64>,
 }

@@ -92,8 +92,9 @@ struct Round {
 /// # Errors
 /// When the source has no usable image, or the pipeline fails.
 pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observer<'_>) -> Result<Bench, ExtractError> {
-    let sample = sample(plan)?;
     let sessions = sessions(plan, runtime)?;
+    let plan = &plan.with_batch_for(&sessions[0]);
+    let sample = sample(plan)?;
     let provider = session(&sessions[0]).provider().to_owned();
     let mut rounds = Vec::with_capacity(effort.rounds.max(1));
     for number in 1..=effort.rounds.max(1) {

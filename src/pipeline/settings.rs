@@ -110,7 +110,7 @@ pub struct RuntimeSettings {
     pub precision: String,
     /// Threads; 0 is one a core.
     pub threads: usize,
-    /// Images a batch.
+    /// Images a batch; 0 is as many as suit the image size.
     pub batch: usize,
 }
 
@@ -121,7 +121,7 @@ impl Default for RuntimeSettings {
             provider: Provider::default().to_string(),
             precision: Precision::default().to_string(),
             threads: 0,
-            batch: 16,
+            batch: 0,
         }
     }
 }
@@ -214,8 +214,8 @@ impl Settings {
         if runtime.threads > MOST_THREADS {
             return wrong("runtime.threads", format!("{} is above the limit of {MOST_THREADS}", runtime.threads));
         }
-        if !(1..=MOST_BATCH).contains(&runtime.batch) {
-            return wrong("runtime.batch", format!("{} images a batch; give 1 to {MOST_BATCH}", runtime.batch));
+        if runtime.batch > MOST_BATCH {
+            return wrong("runtime.batch", format!("{} images a batch is above the limit of {MOST_BATCH}", runtime.batch));
         }
         match side {
             Some(side) if !(1..=MOST_PIXELS).contains(&side) => {

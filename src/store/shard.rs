@@ -1,7 +1,8 @@
 //! One Parquet file of the store: its schema, how it is written, how it is read.
 
-use std::io::Write as _;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float32Array, Int32Array, StringArray};
@@ -11,11 +12,12 @@ use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::Compression;
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
 
-use super::{Manifest, ShardRecord, StoreError};
+use super::{ShardRecord, StoreError};
 use crate::persist::persist;
 
 /// Everything about a row but its embedding.
@@ -54,50 +56,86 @@ fn schema(dimension: i32) -> SchemaRef {
     ]))
 }
 
-/// Writes one shard as `file` (relative to the store); `embeddings` is row-major `[rows, D]`.
-pub(super) fn write(
-    dir: &Path,
-    manifest: &Manifest,
-    split: &str,
-    file: &str,
-    rows: &[Row],
-    embeddings: Vec<f32>,
-) -> Result<ShardRecord, StoreError> {
-    let path = dir.join(file);
-    let bytes = encode(manifest, split, rows, embeddings).map_err(|reason| StoreError::damaged(&path, reason))?;
+/// One shard before it is written.
+pub(super) struct Draft {
+    /// The store's folder.
+    pub(super) dir: PathBuf,
+    /// The store's key.
+    pub(super) key: String,
+    /// Class names; the index is the label.
+    pub(super) classes: Vec<String>,
+    /// Width D of an embedding.
+    pub(super) dimension: usize,
+    pub(super) split: String,
+    /// Relative to the store.
+    pub(super) file: String,
+    pub(super) rows: Vec<Row>,
+    /// Row-major `[rows, D]`.
+    pub(super) embeddings: Vec<f32>,
+}
+
+/// Writes a shard whole or not at all.
+pub(super) fn write(draft: Draft) -> Result<ShardRecord, StoreError> {
+    let path = draft.dir.join(&draft.file);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(StoreError::io(folder))?;
     }
-    persist(&path, |file| file.write_all(&bytes)).map_err(StoreError::io(&path))?;
-    Ok(ShardRecord {
-        split: split.into(),
-        file: file.into(),
-        rows: rows.len(),
-        bytes: bytes.len() as u64,
-        blake3: blake3::hash(&bytes).to_hex().to_string(),
+    let (split, file, rows) = (draft.split.clone(), draft.file.clone(), draft.rows.len());
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+    persist(&path, |file| {
+        let mut hashing = Hashing { file, hasher: &mut hasher, bytes: &mut bytes };
+        encode(draft, &mut hashing)
     })
+    .map_err(StoreError::io(&path))?;
+    Ok(ShardRecord { split, file, rows, bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 
-fn encode(manifest: &Manifest, split: &str, rows: &[Row], embeddings: Vec<f32>) -> Result<Vec<u8>, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let width = i32::try_from(manifest.dimension).map_err(|error| text(&error))?;
+/// Hashes what is written while it is still near the core.
+struct Hashing<'a> {
+    file: &'a mut File,
+    hasher: &'a mut blake3::Hasher,
+    bytes: &'a mut u64,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, content: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(content)?;
+        self.hasher.update(&content[..written]);
+        *self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Rows of a row group: so many that what is encoded at a time fits a core's cache.
+fn rows_per_group(dimension: usize) -> usize {
+    const MOST_VALUES: usize = 1 << 19;
+    (MOST_VALUES / dimension.max(1)).clamp(64, 4096)
+}
+
+fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
+    let Draft { key, classes, dimension, split, rows, embeddings, .. } = draft;
+    let width = i32::try_from(dimension).map_err(io::Error::other)?;
     let schema = schema(width);
-    let class = |row: &Row| row.label.and_then(|label| manifest.classes.get(usize::try_from(label).ok()?)).cloned();
+    let class = |row: &Row| row.label.and_then(|label| classes.get(usize::try_from(label).ok()?)).cloned();
     let DataType::FixedSizeList(item, _) = schema.field(7).data_type().clone() else {
-        return Err("the schema has no embedding".into());
+        return Err(io::Error::other("the schema has no embedding"));
     };
     let values = Arc::new(Float32Array::from(embeddings));
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.id))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|_| split))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|_| &split))),
         Arc::new(Int32Array::from_iter(rows.iter().map(|row| row.label))),
         Arc::new(StringArray::from_iter(rows.iter().map(class))),
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.content_hash))),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.width))),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.height))),
-        Arc::new(FixedSizeListArray::try_new(item, width, values, None).map_err(|error| text(&error))?),
+        Arc::new(FixedSizeListArray::try_new(item, width, values, None).map_err(io::Error::other)?),
     ];
-    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| text(&error))?;
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(io::Error::other)?;
     let embedding = ColumnPath::from(vec!["embedding".to_owned(), "list".to_owned(), "item".to_owned()]);
     // Floats neither compress nor repeat: plain pages are read at the speed of memory. The texts do both.
     let properties = WriterProperties::builder()
@@ -105,13 +143,26 @@ fn encode(manifest: &Manifest, split: &str, rows: &[Row], embeddings: Vec<f32>) 
         .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
         .set_column_dictionary_enabled(embedding.clone(), false)
         .set_column_statistics_enabled(embedding, parquet::file::properties::EnabledStatistics::None)
-        .set_max_row_group_row_count(Some(rows.len().max(1)))
+        .set_max_row_group_row_count(Some(rows_per_group(dimension)))
         .set_created_by(concat!("tlpipe ", env!("CARGO_PKG_VERSION")).into())
-        .set_key_value_metadata(Some(vec![KeyValue::new("tlpipe.key".into(), manifest.key.clone())]))
+        .set_key_value_metadata(Some(vec![KeyValue::new("tlpipe.key".into(), key)]))
         .build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).map_err(|error| text(&error))?;
-    writer.write(&batch).map_err(|error| text(&error))?;
-    writer.into_inner().map_err(|error| text(&error))
+    let mut writer = ArrowWriter::try_new(to, schema, Some(properties)).map_err(written)?;
+    for start in (0..rows.len()).step_by(rows_per_group(dimension)) {
+        writer.write(&batch.slice(start, rows_per_group(dimension).min(rows.len() - start))).map_err(written)?;
+    }
+    writer.close().map(drop).map_err(written)
+}
+
+/// The disk's own error where there is one.
+fn written(error: ParquetError) -> io::Error {
+    match error {
+        ParquetError::External(cause) => match cause.downcast::<io::Error>() {
+            Ok(cause) => *cause,
+            Err(cause) => io::Error::other(cause),
+        },
+        other => io::Error::other(other),
+    }
 }
 
 /// Reads a shard's file whole, and checks that it is what was recorded.
@@ -172,7 +223,7 @@ pub(super) fn embeddings(
 ) -> Result<(), StoreError> {
     let path = dir.join(&record.file);
     let mut filled = 0;
-    for batch in reader(&path, content, &["embedding"], record.rows)? {
+    for batch in reader(&path, content, &["embedding"], rows_per_group(dimension))? {
         let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
         let lists = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt().cloned());
         let lists = lists.ok_or_else(|| StoreError::damaged(&path, "no column `embedding` of fixed-size lists"))?;

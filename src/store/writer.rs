@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use rayon::prelude::*;
 
@@ -77,6 +78,8 @@ pub struct StoreWriter {
     rows: Vec<Row>,
     embeddings: Vec<Embedding>,
     quarantine: Vec<Quarantined>,
+    /// The shard that is being written; it is recorded when the next one is due.
+    under_way: Option<JoinHandle<Result<ShardRecord, StoreError>>>,
     /// What `store.json` records while features are made anew beside it.
     standing: Vec<PathBuf>,
     /// The last shards whose embeddings were read for reuse.
@@ -142,6 +145,7 @@ impl StoreWriter {
             rows: Vec::new(),
             embeddings: Vec::new(),
             quarantine: Vec::new(),
+            under_way: None,
             standing,
             read: Vec::new(),
             _lock: lock,
@@ -188,7 +192,16 @@ impl StoreWriter {
     /// # Errors
     /// When the shard cannot be written.
     pub fn pause(mut self) -> Result<(), StoreError> {
-        self.flush()
+        self.complete()
+    }
+
+    /// Records the rows in hand and waits until they are on the disk.
+    ///
+    /// # Errors
+    /// When a shard cannot be written.
+    pub fn complete(&mut self) -> Result<(), StoreError> {
+        self.flush()?;
+        self.settle()
     }
 
     /// Records the last rows and declares the store finished.
@@ -196,7 +209,7 @@ impl StoreWriter {
     /// # Errors
     /// When a file cannot be written.
     pub fn finish(mut self, extraction: Extraction) -> Result<Manifest, StoreError> {
-        self.flush()?;
+        self.complete()?;
         quarantine::write(&self.dir.join("quarantine.parquet"), &self.quarantine)?;
         self.manifest.quarantined = self.quarantine.len();
         self.manifest.extraction = Some(extraction);
@@ -209,24 +222,44 @@ impl StoreWriter {
         Ok(self.manifest)
     }
 
-    /// Writes the rows in hand as one shard and records it; a shard that would come out as it was is kept.
-    ///
-    /// # Errors
-    /// When the shard cannot be written.
-    pub fn flush(&mut self) -> Result<(), StoreError> {
+    /// Begins to write the rows in hand as one shard; a shard that would come out as it was is kept.
+    fn flush(&mut self) -> Result<(), StoreError> {
         if self.rows.is_empty() {
             return Ok(());
         }
         let rows = std::mem::take(&mut self.rows);
         let embeddings = std::mem::take(&mut self.embeddings);
-        let record = match self.unchanged(&rows, &embeddings) {
-            Some(shard) => self.old[shard].clone(),
-            None => {
-                let values = self.values(embeddings)?;
-                let file = self.next_file();
-                shard::write(&self.dir, &self.manifest, &self.split, &file, &rows, values)?
-            }
+        if let Some(shard) = self.unchanged(&rows, &embeddings) {
+            self.settle()?;
+            return self.add(self.old[shard].clone());
+        }
+        let embeddings = self.values(embeddings)?;
+        self.settle()?;
+        let draft = shard::Draft {
+            dir: self.dir.clone(),
+            key: self.manifest.key.clone(),
+            classes: self.manifest.classes.clone(),
+            dimension: self.manifest.dimension,
+            split: self.split.clone(),
+            file: self.next_file(),
+            rows,
+            embeddings,
         };
+        // Encoding and syncing must not keep the images waiting.
+        let thread = std::thread::Builder::new().name("shard".into()).spawn(|| shard::write(draft));
+        self.under_way = Some(thread.map_err(StoreError::io(&self.dir))?);
+        Ok(())
+    }
+
+    /// Waits for the shard that is being written, and records it.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let Some(thread) = self.under_way.take() else { return Ok(()) };
+        let failed = |_| StoreError::damaged(&self.dir, "a shard could not be written: its thread stopped unexpectedly");
+        let record = thread.join().map_err(failed)??;
+        self.add(record)
+    }
+
+    fn add(&mut self, record: ShardRecord) -> Result<(), StoreError> {
         self.manifest.retired.retain(|shard| shard.file != record.file);
         self.manifest.shards.push(record);
         self.record()

@@ -34,7 +34,7 @@ fn wrong_usage_is_status_2_and_says_what_is_right() {
         ("--epochs", "-2", "a whole number from 0"),
         ("--input-size", "0", "1 to 4096"),
         ("--threads", "100000", "limit of 256"),
-        ("--batch", "1000000", "1 to 4096"),
+        ("--batch", "1000000", "limit of 4096"),
         ("--device", "tpu", "cuda"),
         ("--features", "photos", "the source of images"),
     ] {
