@@ -78,7 +78,7 @@ pub struct StoreWriter {
     rows: Vec<Row>,
     embeddings: Vec<Embedding>,
     quarantine: Vec<Quarantined>,
-    /// The shard that is being written; it is recorded when the next one is due.
+    /// The shard that is being written; it is recorded with the first row after that, at the latest when the next one is due.
     under_way: Option<JoinHandle<Result<ShardRecord, StoreError>>>,
     /// What `store.json` records while features are made anew beside it.
     standing: Vec<PathBuf>,
@@ -173,6 +173,9 @@ impl StoreWriter {
     /// # Errors
     /// When a full shard cannot be written.
     pub fn push(&mut self, split: &str, row: Row, embedding: Embedding) -> Result<(), StoreError> {
+        if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.settle()?;
+        }
         if self.split != split {
             self.flush()?;
             self.split = split.into();
@@ -549,6 +552,7 @@ mod tests {
         extract(whole.path(), &ids);
         let mut writer = StoreWriter::open(target(cut.path()), false).unwrap();
         push_all(&mut writer, &ids[..5000]);
+        writer.settle().unwrap();
         drop(writer); // no pause: the 904 rows in hand are lost, the full shard is not
         fs::write(cut.path().join("train/part-00001.parquet"), b"half").unwrap();
         assert!(matches!(Store::open(cut.path()), Err(StoreError::Incomplete(_))));
