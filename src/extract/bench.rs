@@ -4,8 +4,8 @@
 //! and network, each timed alone on one thread. The *ceiling* is the network alone, on all threads, on tensors that lie ready.
 //! Both are taken beside each run of the whole pipeline, and each round gives its own ratios, since machines drift.
 
+use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -95,7 +95,7 @@ pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observ
     let sessions = sessions(plan, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
     let sample = sample(plan)?;
-    let provider = session(&sessions[0]).provider().to_owned();
+    let provider = sessions[0].provider().to_owned();
     let mut rounds = Vec::with_capacity(effort.rounds.max(1));
     for number in 1..=effort.rounds.max(1) {
         let alone = alone(plan, &sample, &sessions[0], effort.seconds)?;
@@ -141,10 +141,6 @@ pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observ
     })
 }
 
-fn session(session: &Mutex<Session>) -> std::sync::MutexGuard<'_, Session> {
-    session.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -178,7 +174,7 @@ fn sample(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
 }
 
 /// Each step alone, one thread, over the sample again and again.
-fn alone(plan: &Plan<'_>, sample: &[Bytes], on: &Mutex<Session>, seconds: f64) -> Result<Alone, ExtractError> {
+fn alone(plan: &Plan<'_>, sample: &[Bytes], on: &Session, seconds: f64) -> Result<Alone, ExtractError> {
     let mut tensors = vec![0.0; sample.len() * plan.spec.values()];
     let mut preparer = prepare::Preparer::new(&plan.spec);
     let mut passes = 0.0;
@@ -208,16 +204,16 @@ fn alone(plan: &Plan<'_>, sample: &[Bytes], on: &Mutex<Session>, seconds: f64) -
 }
 
 /// The network alone, on every thread at once: images a second.
-fn ceiling(plan: &Plan<'_>, sample: &[Bytes], sessions: &[Mutex<Session>], seconds: f64) -> Result<f64, ExtractError> {
+fn ceiling(plan: &Plan<'_>, sample: &[Bytes], sessions: &[Session], seconds: f64) -> Result<f64, ExtractError> {
     let mut preparer = prepare::Preparer::new(&plan.spec);
     let mut tensor = vec![0.0; plan.batch * plan.spec.values()];
     for (bytes, out) in sample.iter().zip(tensor.chunks_exact_mut(plan.spec.values())) {
         // The sample was usable a moment ago.
         let _ = preparer.run(bytes, out);
     }
-    let barrier = Barrier::new(sessions.len());
+    let barrier = Barrier::new(plan.threads);
     let budget = Duration::from_secs_f64(seconds);
-    let run = |on: &Mutex<Session>| -> Result<f64, ExtractError> {
+    let run = |on: &Session| -> Result<f64, ExtractError> {
         barrier.wait();
         let (started, mut done) = (Instant::now(), 0);
         while started.elapsed() < budget {
@@ -227,7 +223,7 @@ fn ceiling(plan: &Plan<'_>, sample: &[Bytes], sessions: &[Mutex<Session>], secon
         Ok(done as f64 / started.elapsed().as_secs_f64())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = sessions.iter().map(|on| scope.spawn(|| run(on))).collect();
+        let threads: Vec<_> = sessions.iter().cycle().take(plan.threads).map(|on| scope.spawn(|| run(on))).collect();
         threads.into_iter().map(|thread| thread.join().map_err(|_| ExtractError::Worker)?).sum()
     })
 }

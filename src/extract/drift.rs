@@ -1,7 +1,6 @@
 //! What another precision does to the features: a sample of the source in that precision and in fp32 on the processor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 
 use super::engine::infer;
 use super::prepare::Preparer;
@@ -23,7 +22,7 @@ const LEAST_DISTANCE: f64 = 1e-4;
 pub(super) fn measure(
     plan: &Plan<'_>,
     runtime: &Runtime,
-    session: &Mutex<Session>,
+    session: &Session,
     observe: Observer<'_>,
 ) -> Result<Option<Drift>, ExtractError> {
     let precision = plan.compute.precision();
@@ -31,7 +30,7 @@ pub(super) fn measure(
         return Ok(None);
     }
     let options = SessionOptions { compute: Compute::CPU, threads: plan.threads };
-    let exact = Mutex::new(runtime.session(plan.backbone.model(), &options)?);
+    let exact = runtime.session(plan.backbone.model(), &options)?;
     let mut sums = Sums::default();
     let mut preparer = Preparer::new(&plan.spec);
     let mut tensor = Vec::new();

@@ -6,7 +6,7 @@
 //!    └────────────────────────── permits: at most PER_WORKER x n batches under way ─────────────────────┘
 //! ```
 //!
-//! A worker carries a batch through every step on one core, with a session of one thread of its own: the cores share nothing
+//! A worker carries a batch through every step on one core, with runs of one thread: the cores share nothing
 //! but the two queues, and whichever step is slow, all of them work on it.
 
 use std::collections::BTreeMap;
@@ -62,11 +62,11 @@ impl Plan<'_> {
     /// Settles how many images make a batch. On a processor a batch is quickest while its maps stay near the core, and long
     /// enough that the weights are not fetched anew for each image: with MobileNetV2 on cores of 1 MiB, 64 images of 32 pixels,
     /// 8 of 96, 2 of 224, each 10 to 40 % above a batch of 16. A card wants many.
-    pub(super) fn with_batch_for(&self, session: &Mutex<Session>) -> Self {
+    pub(super) fn with_batch_for(&self, session: &Session) -> Self {
         const PIXELS: usize = 80_000;
         const MOST: usize = 64;
         let side = self.spec.side as usize;
-        let on_processor = session.lock().unwrap_or_else(PoisonError::into_inner).on_processor();
+        let on_processor = session.on_processor();
         let suited = if on_processor { ((PIXELS + side * side / 2) / (side * side)).clamp(1, MOST) } else { MOST };
         Self { batch: if self.batch == 0 { suited } else { self.batch }, ..self.clone() }
     }
@@ -185,9 +185,8 @@ struct RanOn {
 
 impl RanOn {
     /// Tells it too, unless it is what everybody has.
-    fn of(plan: &Plan<'_>, session: &Mutex<Session>, runtime: &Runtime, observe: Observer<'_>) -> Result<Self, ExtractError> {
+    fn of(plan: &Plan<'_>, session: &Session, runtime: &Runtime, observe: Observer<'_>) -> Result<Self, ExtractError> {
         let (provider, nodes) = {
-            let session = session.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(reason) = session.fallback() {
                 observe(Event::Noted(format!("  on the processor: CUDA cannot be used: {reason}")));
             } else if plan.compute != Compute::CPU {
@@ -202,19 +201,19 @@ impl RanOn {
     }
 }
 
-/// One session of one thread a worker on a CPU; on a GPU one session, since its workers only prepare batches.
-pub(super) fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Mutex<Session>>, ExtractError> {
+/// One session that all workers share, each with a run of one thread; where runs do not overlap, one a worker on a processor.
+/// On a card one will do, since the workers only prepare batches.
+pub(super) fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Session>, ExtractError> {
     let options = SessionOptions { compute: plan.compute, threads: 1 };
-    let mut sessions = vec![Mutex::new(runtime.session(plan.backbone.model(), &options)?)];
-    let on_cpu = sessions[0].lock().unwrap_or_else(PoisonError::into_inner).on_processor();
-    while on_cpu && sessions.len() < plan.threads {
-        sessions.push(Mutex::new(runtime.session(plan.backbone.model(), &options)?));
+    let mut sessions = vec![runtime.session(plan.backbone.model(), &options)?];
+    while sessions[0].on_processor() && sessions[0].takes_turns() && sessions.len() < plan.threads {
+        sessions.push(runtime.session(plan.backbone.model(), &options)?);
     }
     Ok(sessions)
 }
 
 /// One black image: a size that the network cannot take, or an answer of another width, is said before anything is written.
-fn try_out(plan: &Plan<'_>, session: &Mutex<Session>) -> Result<(), ExtractError> {
+fn try_out(plan: &Plan<'_>, session: &Session) -> Result<(), ExtractError> {
     let (model, side, native) = (plan.backbone.file().to_path_buf(), plan.spec.side, plan.backbone.native_side());
     match infer(plan, session, &vec![0.0; plan.spec.values()], 1) {
         Err(ExtractError::Runtime(source)) => Err(ExtractError::Side { model, side, native, source }),
@@ -280,7 +279,7 @@ fn read(
 /// Carries batches until there are no more; gives what it spent.
 fn work(
     plan: &Plan<'_>,
-    session: &Mutex<Session>,
+    session: &Session,
     index: &Index,
     batches: &Mutex<Receiver<Batch>>,
     results: &SyncSender<Done>,
@@ -304,7 +303,7 @@ fn work(
 /// Carries one batch through every step.
 fn batch(
     plan: &Plan<'_>,
-    session: &Mutex<Session>,
+    session: &Session,
     index: &Index,
     preparer: &mut Preparer,
     tensor: &mut Vec<f32>,
@@ -378,8 +377,7 @@ fn reason(error: Option<crate::image::ImageError>) -> String {
 }
 
 /// Features of a batch, row-major `[images, D]`. A network of fixed batch size is fed in portions, the last one filled up.
-pub(super) fn infer(plan: &Plan<'_>, session: &Mutex<Session>, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
-    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+pub(super) fn infer(plan: &Plan<'_>, session: &Session, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
     let mut features = match plan.backbone.fixed_batch() {
         None => session.run(tensor, plan.spec.shape(images))?,
         Some(batch) => {

@@ -29,7 +29,7 @@ pub fn prove(library: &Library, compute: Compute, context: &Context<'_>) -> Resu
     let backbone = Backbone::load(&located, None, None)?;
     let spec =
         ImageSpec { side: backbone.native_side(), resize: crate::image::Resize::Squash, pixels: backbone.pixels().clone() };
-    let mut session = Runtime::start(library)?.session(backbone.model(), &SessionOptions { compute, threads: 1 })?;
+    let session = Runtime::start(library)?.session(backbone.model(), &SessionOptions { compute, threads: 1 })?;
     session.run(&vec![0.0; spec.values()], spec.shape(1))?;
     Ok(Proof { provider: session.provider(), nodes: session.placement().clone() })
 }

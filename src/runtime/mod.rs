@@ -10,7 +10,7 @@
 //! let library = locate(&options, &tlpipe::events::ignore)?;
 //! let runtime = Runtime::start(&library)?;
 //! let model = std::fs::read("cut.onnx")?;
-//! let mut session = runtime.session(&model, &SessionOptions { compute: Compute::CPU, threads: 1 })?;
+//! let session = runtime.session(&model, &SessionOptions { compute: Compute::CPU, threads: 1 })?;
 //! let features = session.run(&vec![0.0; 8 * 96 * 96 * 3], [8, 96, 96, 3])?;
 //! assert_eq!(features.len() % 8, 0);
 //! # Ok(())

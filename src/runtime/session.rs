@@ -1,16 +1,18 @@
 //! A network, ready to run: batches of pixels in, rows of features out.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ort::AsPointer as _;
 use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session as OrtSession;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::value::{Tensor, TensorElementType, TensorRef, ValueType};
+use ort::sys::OrtValue;
+use ort::value::{DynValue, Tensor, TensorElementType, TensorRef, ValueType};
 
 use super::{Build, Compute, Device, Provider, RuntimeError, cuda, openvino};
 
@@ -19,8 +21,8 @@ use super::{Build, Compute, Device, Provider, RuntimeError, cuda, openvino};
 pub struct SessionOptions {
     /// What to run on.
     pub compute: Compute,
-    /// Threads of this session on the processor; at least 1. Several sessions of one thread do more images a second than
-    /// one session of several threads.
+    /// Threads of one run on the processor; at least 1. Several runs of one thread do more images a second than one run of
+    /// several threads.
     pub threads: usize,
 }
 
@@ -30,11 +32,16 @@ enum Element {
     Uint8,
 }
 
-/// A network of one image input and one output.
+/// A network of one image input and one output. Threads may share it: on ONNX Runtime's own CPU provider they run at the same
+/// time, with one copy of the weights between them, which is what the caches of the cores want; elsewhere one after the other.
 pub struct Session {
     inner: OrtSession,
     element: Element,
-    width: Option<usize>,
+    input: CString,
+    output: CString,
+    width: OnceLock<usize>,
+    /// Held during a run where runs must not overlap.
+    turn: Option<Mutex<()>>,
     build: Build,
     placement: BTreeMap<String, usize>,
     fallback: Option<String>,
@@ -111,7 +118,11 @@ impl Session {
             other => return Err(model(format!("its output {:?} is {other}, not float32", output.name()))),
         };
         let placement = placement(&inner).map_err(|error| model(reason(&error)))?;
-        Ok(Self { inner, element, width, build, placement, fallback })
+        let name = |name: &str| CString::new(name).map_err(|error| model(format!("the name {name:?}: {error}")));
+        let (input, output) = (name(input.name())?, name(output.name())?);
+        let width = width.map_or_else(OnceLock::new, OnceLock::from);
+        let turn = (build != Build::Cpu).then(Mutex::default);
+        Ok(Self { inner, element, input, output, width, turn, build, placement, fallback })
     }
 
     /// Runs a batch and gives the features, row-major `[N, D]`. `batch` holds `shape`'s product of values, in the layout
@@ -119,7 +130,7 @@ impl Session {
     ///
     /// # Errors
     /// When the batch is not of this shape, the network refuses the shape, or the answer is not one row an image.
-    pub fn run(&mut self, batch: &[f32], shape: [usize; 4]) -> Result<Vec<f32>, RuntimeError> {
+    pub fn run(&self, batch: &[f32], shape: [usize; 4]) -> Result<Vec<f32>, RuntimeError> {
         let failed = |reason: String| RuntimeError::Run { shape, reason };
         let values: usize = shape.iter().product();
         if batch.len() != values {
@@ -130,28 +141,56 @@ impl Session {
             return if images == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
         }
         let ort_failed = |error: ort::Error| failed(reason(&error));
-        let outputs = match self.element {
+        let output = match self.element {
             Element::Float32 => {
                 let input = TensorRef::from_array_view((shape, batch)).map_err(ort_failed)?;
-                self.inner.run(ort::inputs![input]).map_err(ort_failed)?
+                self.answer(input.ptr())
             }
             Element::Uint8 => {
                 // `as` saturates, and turns NaN into 0.
                 let bytes: Vec<u8> = batch.iter().map(|value| value.round() as u8).collect();
                 let input = Tensor::from_array((shape, bytes)).map_err(ort_failed)?;
-                self.inner.run(ort::inputs![input]).map_err(ort_failed)?
+                self.answer(input.ptr())
             }
         };
-        let (dimensions, rows) = outputs[0].try_extract_tensor::<f32>().map_err(ort_failed)?;
+        let output = output.map_err(ort_failed)?;
+        let (dimensions, rows) = output.try_extract_tensor::<f32>().map_err(ort_failed)?;
         if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(images) {
             return Err(failed(format!("the network answers with shape {dimensions:?}, not one row an image")));
         }
         let width = rows.len() / images;
-        if self.width.is_some_and(|known| known != width) {
-            return Err(failed(format!("the network answers with {width} values an image, {:?} before", self.width)));
+        let known = *self.width.get_or_init(|| width);
+        if known != width {
+            return Err(failed(format!("the network answers with {width} values an image, {known} before")));
         }
-        self.width = Some(width);
         Ok(rows.to_vec())
+    }
+
+    /// ONNX Runtime's `Run`, which `ort` gives to one caller at a time.
+    fn answer(&self, input: *const OrtValue) -> ort::Result<DynValue> {
+        let _turn = self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
+        let (inputs, outputs) = ([self.input.as_ptr()], [self.output.as_ptr()]);
+        let mut output = ptr::null_mut();
+        // SAFETY: names and values are one each, end with a zero and outlive the call, and the session lives. ONNX Runtime
+        // documents that threads may call `Run` on one session at the same time; its CPU provider keeps no state between calls.
+        // Other providers have been seen to break that promise: theirs take turns.
+        let status = unsafe {
+            (ort::api().Run)(
+                self.inner.ptr().cast_mut(),
+                ptr::null(),
+                inputs.as_ptr(),
+                [input].as_ptr(),
+                1,
+                outputs.as_ptr(),
+                1,
+                &mut output,
+            )
+        };
+        // SAFETY: the status comes from ONNX Runtime and is passed on once.
+        unsafe { ort::Error::result_from_status(status) }?;
+        let output = NonNull::new(output).ok_or_else(|| ort::Error::new("the network gave no answer"))?;
+        // SAFETY: a successful `Run` gives a value that is ours to release, made by the session's allocator.
+        Ok(unsafe { DynValue::from_ptr(output, Some(self.inner.allocator())) })
     }
 
     /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
@@ -162,6 +201,11 @@ impl Session {
     /// Whether it computes on the processor, in threads of its own.
     pub fn on_processor(&self) -> bool {
         self.build != Build::Cuda
+    }
+
+    /// Whether only one thread at a time can run it, so that more threads want more sessions.
+    pub fn takes_turns(&self) -> bool {
+        self.turn.is_some()
     }
 
     /// Number of the optimized network's nodes on each provider (`CPU`, `CUDA`).
@@ -176,7 +220,7 @@ impl Session {
 
     /// Values an image, D; none until the first run where the network does not declare it.
     pub fn width(&self) -> Option<usize> {
-        self.width
+        self.width.get().copied()
     }
 }
 

@@ -79,7 +79,7 @@ fn channel_means(element: tensor_proto::DataType) -> Vec<u8> {
 #[test]
 fn features_come_out_row_by_row() {
     let Some(runtime) = runtime() else { return };
-    let mut session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
+    let session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
     assert_eq!((session.provider(), session.width(), session.fallback()), ("CPU", Some(3), None));
     assert_eq!(session.placement().keys().collect::<Vec<_>>(), ["CPU"]);
     let batch: Vec<f32> = (0_u8..24).map(f32::from).collect();
@@ -90,9 +90,30 @@ fn features_come_out_row_by_row() {
 }
 
 #[test]
+fn threads_that_share_a_session_get_the_bits_of_one() {
+    let Some(runtime) = runtime() else { return };
+    let session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
+    assert!(!session.takes_turns());
+    // Batches and sizes differ, so that no thread can use what another has left behind.
+    let answer = |seed: usize| {
+        let (images, side) = (1 + seed % 5, 1 + seed % 7);
+        let pixel = |index: usize| ((seed * 31 + index * 17) % 251) as f32 / 3.0;
+        let batch: Vec<f32> = (0..images * 3 * side * side).map(pixel).collect();
+        let features = session.run(&batch, [images, 3, side, side]).unwrap();
+        features.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let alone: Vec<_> = (0..200).map(answer).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..200).for_each(|seed| assert_eq!(answer(seed), alone[seed], "{seed}")));
+        }
+    });
+}
+
+#[test]
 fn a_uint8_network_gets_rounded_pixels() {
     let Some(runtime) = runtime() else { return };
-    let mut session = runtime.session(&channel_means(tensor_proto::DataType::Uint8), &ON_CPU).unwrap();
+    let session = runtime.session(&channel_means(tensor_proto::DataType::Uint8), &ON_CPU).unwrap();
     assert_eq!(session.run(&[254.6, -3.0, 7.4], [1, 3, 1, 1]).unwrap(), [255.0, 0.0, 7.0]);
 }
 
@@ -106,7 +127,7 @@ fn what_cannot_be_run_is_said() {
     let mut two = ModelProto::decode(&*channel_means(tensor_proto::DataType::Float)).unwrap();
     two.graph.as_mut().unwrap().output.push(tensor("pooled", tensor_proto::DataType::Float, &["N", "3", "1", "1"]));
     assert!(refused(&two.encode_to_vec()).contains("1 inputs and 2 outputs"));
-    let mut session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
+    let session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
     let error = session.run(&[0.0; 5], [1, 3, 2, 2]).unwrap_err().to_string();
     assert!(error.contains("5 values, not 12"), "{error}");
     let error = session.run(&[0.0; 4], [1, 4, 1, 1]).unwrap_err().to_string();
@@ -177,7 +198,7 @@ fn a_row_does_not_depend_on_its_batch() {
     let size = side * side * 3;
     let pixels: Vec<f32> = (0..images * size).map(|index| ((index * 7919 + index / 97) % 256) as f32 / 127.5 - 1.0).collect();
     let features = |threads: usize, batch: usize| -> Vec<u32> {
-        let mut session = runtime.session(&model, &SessionOptions { compute: Compute::CPU, threads }).unwrap();
+        let session = runtime.session(&model, &SessionOptions { compute: Compute::CPU, threads }).unwrap();
         let runs = pixels.chunks(batch * size).map(|chunk| session.run(chunk, [chunk.len() / size, side, side, 3]).unwrap());
         runs.flatten().map(f32::to_bits).collect()
     };
