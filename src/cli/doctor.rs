@@ -53,8 +53,7 @@ fn install(build: Build, shell: &Shell<'_>) -> anyhow::Result<()> {
     shell.output.result(&result, || {
         let mut lines = vec![format!("ONNX Runtime {} for {build} · {}", library.version, library.path.display())];
         lines.extend(proof.iter().map(|proof| {
-            let shares: Vec<String> = proof.nodes.iter().map(|(name, nodes)| format!("{name} {nodes}")).collect();
-            format!("it works: a small network ran on {}, nodes: {}", proof.provider, shares.join(", "))
+            format!("it works: a small network ran on {}, nodes: {}", proof.provider, runtime::listed(&proof.nodes))
         }));
         lines.extend(missing.iter().map(|reason| format!("it is installed and cannot be used on this machine: {reason}")));
         lines.extend(bf16.map(|has| {

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::engine::{Ended, Plan, extract, infer, sessions};
-use super::{ExtractError, prepare};
+use super::engine::{Ended, Plan, extract};
+use super::network::{infer, sessions};
+use super::prepare::Preparer;
+use super::{ExtractError, sample};
 use crate::events::{Event, Observer, ignore};
 use crate::runtime::{Runtime, Session};
 use crate::store::StageSeconds;
@@ -94,12 +96,13 @@ struct Round {
 pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observer<'_>) -> Result<Bench, ExtractError> {
     let sessions = sessions(plan, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
-    let sample = sample(plan)?;
+    let sample = whole_batches(plan)?;
+    let mut tensors = vec![0.0; sample.len() * plan.spec.values()];
     let provider = sessions[0].provider().to_owned();
     let mut rounds = Vec::with_capacity(effort.rounds.max(1));
     for number in 1..=effort.rounds.max(1) {
-        let alone = alone(plan, &sample, &sessions[0], effort.seconds)?;
-        let ceiling = ceiling(plan, &sample, &sessions, effort.seconds)?;
+        let alone = alone(plan, &sample, &mut tensors, &sessions[0], effort.seconds)?;
+        let ceiling = ceiling(plan, &tensors[..plan.batch * plan.spec.values()], &sessions, effort.seconds)?;
         let ideal = plan.threads as f64 / alone.sum();
         let images = (ideal * effort.seconds * 2.0).ceil().max(plan.batch as f64) as usize;
         let (whole, stages, startup) = whole(plan, runtime, images)?;
@@ -147,44 +150,25 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// The first usable images of the source, as many whole batches as make a fair mixture.
-fn sample(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
+/// A sample of whole batches that is a fair mixture; a small source comes again and again.
+fn whole_batches(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
     const IMAGES: usize = 256;
-    let wanted = IMAGES.div_ceil(plan.batch) * plan.batch;
-    let mut preparer = prepare::Preparer::new(&plan.spec);
-    let mut scratch = vec![0.0; plan.spec.values()];
-    let (mut sample, mut looked_at) = (Vec::with_capacity(wanted), 0);
-    'source: for split in plan.dataset.splits() {
-        for record in plan.dataset.records(&split.name)? {
-            looked_at += 1;
-            if let Ok(bytes) = record?.image.read()?
-                && preparer.run(&bytes, &mut scratch).is_ok()
-            {
-                sample.push(bytes);
-            }
-            if sample.len() == wanted {
-                break 'source;
-            }
-        }
-    }
+    let images = IMAGES.next_multiple_of(plan.batch);
+    let sample = sample::take(plan, images)?;
     if sample.is_empty() {
-        return Err(ExtractError::NothingUsable(looked_at));
+        return Err(ExtractError::NothingUsable(plan.dataset.splits().iter().map(|split| split.rows).sum()));
     }
-    Ok(sample.iter().cycle().take(wanted).cloned().collect())
+    Ok(sample.iter().cycle().take(images).cloned().collect())
 }
 
-/// Each step alone, one thread, over the sample again and again.
-fn alone(plan: &Plan<'_>, sample: &[Bytes], on: &Session, seconds: f64) -> Result<Alone, ExtractError> {
-    let mut tensors = vec![0.0; sample.len() * plan.spec.values()];
-    let mut preparer = prepare::Preparer::new(&plan.spec);
+/// Each step alone, one thread, over the sample again and again; leaves its images in `tensors` as the network takes them.
+fn alone(plan: &Plan<'_>, sample: &[Bytes], tensors: &mut [f32], on: &Session, seconds: f64) -> Result<Alone, ExtractError> {
+    let mut preparer = Preparer::new(&plan.spec);
     let mut passes = 0.0;
     let budget = Duration::from_secs_f64(seconds / 2.0);
     let started = Instant::now();
     while passes == 0.0 || started.elapsed() < budget {
-        for (bytes, out) in sample.iter().zip(tensors.chunks_exact_mut(plan.spec.values())) {
-            // The sample was usable a moment ago.
-            let _ = preparer.run(bytes, out);
-        }
+        sample::prepare(&mut preparer, sample, tensors, plan.spec.values());
         passes += 1.0;
     }
     let images = passes * sample.len() as f64;
@@ -203,21 +187,15 @@ fn alone(plan: &Plan<'_>, sample: &[Bytes], on: &Session, seconds: f64) -> Resul
     Ok(Alone { decode: decode / images, resize: resize / images, normalize: normalize / images, infer })
 }
 
-/// The network alone, on every thread at once: images a second.
-fn ceiling(plan: &Plan<'_>, sample: &[Bytes], sessions: &[Session], seconds: f64) -> Result<f64, ExtractError> {
-    let mut preparer = prepare::Preparer::new(&plan.spec);
-    let mut tensor = vec![0.0; plan.batch * plan.spec.values()];
-    for (bytes, out) in sample.iter().zip(tensor.chunks_exact_mut(plan.spec.values())) {
-        // The sample was usable a moment ago.
-        let _ = preparer.run(bytes, out);
-    }
+/// The network alone, on every thread at once, on one batch: images a second.
+fn ceiling(plan: &Plan<'_>, tensor: &[f32], sessions: &[Session], seconds: f64) -> Result<f64, ExtractError> {
     let barrier = Barrier::new(plan.threads);
     let budget = Duration::from_secs_f64(seconds);
     let run = |on: &Session| -> Result<f64, ExtractError> {
         barrier.wait();
         let (started, mut done) = (Instant::now(), 0);
         while started.elapsed() < budget {
-            infer(plan, on, &tensor, plan.batch)?;
+            infer(plan, on, tensor, plan.batch)?;
             done += plan.batch;
         }
         Ok(done as f64 / started.elapsed().as_secs_f64())

@@ -1,10 +1,8 @@
 //! What another precision does to the features: a sample of the source in that precision and in fp32 on the processor.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use super::engine::infer;
+use super::network::infer;
 use super::prepare::Preparer;
-use super::{ExtractError, Plan};
+use super::{ExtractError, Plan, sample};
 use crate::events::{Event, Observer};
 use crate::runtime::{Compute, Precision, Runtime, Session, SessionOptions};
 use crate::store::Drift;
@@ -32,44 +30,17 @@ pub(super) fn measure(
     let options = SessionOptions { compute: Compute::CPU, threads: plan.threads };
     let exact = runtime.session(plan.backbone.model(), &options)?;
     let mut sums = Sums::default();
+    let (values, width) = (plan.spec.values(), plan.backbone.width());
     let mut preparer = Preparer::new(&plan.spec);
-    let mut tensor = Vec::new();
-    let mut run = |tensor: &mut Vec<f32>| -> Result<(), ExtractError> {
-        let images = tensor.len() / plan.spec.values();
-        if images > 0 {
-            let (found, reference) = (infer(plan, session, tensor, images)?, infer(plan, &exact, tensor, images)?);
-            let width = plan.backbone.width();
-            found
-                .chunks_exact(width)
-                .zip(reference.chunks_exact(width))
-                .for_each(|(found, reference)| sums.add(found, reference));
-            tensor.clear();
-        }
-        Ok(())
-    };
-    let mut taken = 0;
-    'sample: for split in plan.dataset.splits() {
-        for record in plan.dataset.records(&split.name)? {
-            if taken == SAMPLE {
-                break 'sample;
-            }
-            let Ok(bytes) = record?.image.read()? else { continue };
-            let slot = tensor.len();
-            tensor.resize(slot + plan.spec.values(), 0.0);
-            // The engine says later what is wrong with it; here another image serves.
-            let prepared = catch_unwind(AssertUnwindSafe(|| preparer.run(&bytes, &mut tensor[slot..])));
-            if !matches!(prepared, Ok(Ok(_))) {
-                tensor.truncate(slot);
-                preparer.renew();
-                continue;
-            }
-            taken += 1;
-            if taken.is_multiple_of(AT_ONCE) {
-                run(&mut tensor)?;
-            }
+    for images in sample::take(plan, SAMPLE)?.chunks(AT_ONCE) {
+        let mut tensor = vec![0.0; images.len() * values];
+        sample::prepare(&mut preparer, images, &mut tensor, values);
+        let found = infer(plan, session, &tensor, images.len())?;
+        let reference = infer(plan, &exact, &tensor, images.len())?;
+        for (found, reference) in found.chunks_exact(width).zip(reference.chunks_exact(width)) {
+            sums.add(found, reference);
         }
     }
-    run(&mut tensor)?;
     let Some(drift) = sums.drift() else { return Ok(None) };
     if drift.relative_l2 < LEAST_DISTANCE {
         return Err(ExtractError::Precision { precision, distance: drift.relative_l2 });

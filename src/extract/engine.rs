@@ -17,16 +17,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::network::{RanOn, infer, sessions, try_out};
 use super::prepare::Preparer;
-use super::{Backbone, ExtractError, Slice, drift};
+use super::tally::Tally;
+use super::{Backbone, ExtractError, Slice};
 use crate::dataset::{Dataset, DatasetError, Record};
-use crate::events::{Event, Observer, Unit};
+use crate::events::{Event, Observer};
 use crate::image::ImageSpec;
-use crate::runtime::{Compute, Runtime, Session, SessionOptions};
-use crate::store::{
-    Drift, Embedding, Extraction, Index, Manifest, Quarantined, Row, SourceRecord, SplitFigures, StageSeconds, StoreError,
-    StoreWriter, Target,
-};
+use crate::runtime::{Compute, Runtime, Session};
+use crate::store::{Embedding, Index, Manifest, Quarantined, Row, SourceRecord, StageSeconds, StoreError, StoreWriter, Target};
 
 /// Batches under way for each worker, the one it works on included.
 const PER_WORKER: usize = 4;
@@ -44,7 +43,7 @@ pub struct Plan<'a> {
     pub spec: ImageSpec,
     /// Where the features go.
     pub features: PathBuf,
-    /// Drop what is there, whatever its key.
+    /// Make the features anew, whatever is there; what is there stands until they are finished.
     pub rebuild: bool,
     /// What the network runs on.
     pub compute: Compute,
@@ -93,7 +92,7 @@ struct Batch {
 }
 
 /// What became of one image.
-enum Outcome {
+pub(super) enum Outcome {
     Row { split: Arc<str>, row: Row, embedding: Embedding, changed: bool },
     Quarantined(Quarantined),
 }
@@ -176,51 +175,6 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(Box::new(manifest))) }
 }
 
-/// What the network really runs on, asked of the session.
-struct RanOn {
-    provider: &'static str,
-    nodes: BTreeMap<String, usize>,
-    drift: Option<Drift>,
-}
-
-impl RanOn {
-    /// Tells it too, unless it is what everybody has.
-    fn of(plan: &Plan<'_>, session: &Session, runtime: &Runtime, observe: Observer<'_>) -> Result<Self, ExtractError> {
-        let (provider, nodes) = {
-            if let Some(reason) = session.fallback() {
-                observe(Event::Noted(format!("  on the processor: CUDA cannot be used: {reason}")));
-            } else if plan.compute != Compute::CPU {
-                let shares: Vec<String> = session.placement().iter().map(|(name, nodes)| format!("{name} {nodes}")).collect();
-                let text =
-                    format!("  runs on {} in {}: nodes: {}", session.provider(), plan.compute.precision(), shares.join(", "));
-                observe(Event::Noted(text));
-            }
-            (session.provider(), session.placement().clone())
-        };
-        Ok(Self { provider, nodes, drift: drift::measure(plan, runtime, session, observe)? })
-    }
-}
-
-/// One session that all workers share, each with a run of one thread; where runs do not overlap, one a worker on a processor.
-/// On a card one will do, since the workers only prepare batches.
-pub(super) fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Session>, ExtractError> {
-    let options = SessionOptions { compute: plan.compute, threads: 1 };
-    let mut sessions = vec![runtime.session(plan.backbone.model(), &options)?];
-    while sessions[0].on_processor() && sessions[0].takes_turns() && sessions.len() < plan.threads {
-        sessions.push(runtime.session(plan.backbone.model(), &options)?);
-    }
-    Ok(sessions)
-}
-
-/// One black image: a size that the network cannot take, or an answer of another width, is said before anything is written.
-fn try_out(plan: &Plan<'_>, session: &Session) -> Result<(), ExtractError> {
-    let (model, side, native) = (plan.backbone.file().to_path_buf(), plan.spec.side, plan.backbone.native_side());
-    match infer(plan, session, &vec![0.0; plan.spec.values()], 1) {
-        Err(ExtractError::Runtime(source)) => Err(ExtractError::Side { model, side, native, source }),
-        other => other.map(drop),
-    }
-}
-
 /// How far the reader came.
 enum Reached {
     End,
@@ -242,38 +196,34 @@ fn read(
         sent
     };
     let mut left = plan.repeated.unwrap_or(usize::MAX);
-    loop {
-        for split in plan.dataset.splits() {
-            let mut records = Vec::with_capacity(plan.batch);
-            for record in plan.dataset.records(&split.name)? {
-                if halted() {
-                    return Ok(Reached::Stop);
-                }
-                let record = record?;
-                if plan.slice.is_some_and(|slice| !slice.holds(&record.id)) {
-                    continue;
-                }
-                records.push(record);
-                left -= 1;
-                let full = records.len() == plan.batch;
-                if full && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.batch))) {
-                    return Ok(Reached::Stop);
-                }
-                if left == 0 {
-                    break;
-                }
+    let passes = if plan.repeated.is_some() { usize::MAX } else { 1 };
+    for split in (0..passes).flat_map(|_| plan.dataset.splits()) {
+        let mut records = Vec::with_capacity(plan.batch);
+        for record in plan.dataset.records(&split.name)? {
+            if halted() {
+                return Ok(Reached::Stop);
             }
-            if !records.is_empty() && !send(records) {
+            let record = record?;
+            if plan.slice.is_some_and(|slice| !slice.holds(&record.id)) {
+                continue;
+            }
+            records.push(record);
+            left -= 1;
+            if records.len() == plan.batch && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.batch))) {
                 return Ok(Reached::Stop);
             }
             if left == 0 {
-                return Ok(Reached::End);
+                break;
             }
         }
-        if plan.repeated.is_none() {
-            return Ok(Reached::End);
+        if !records.is_empty() && !send(records) {
+            return Ok(Reached::Stop);
+        }
+        if left == 0 {
+            break;
         }
     }
+    Ok(Reached::End)
 }
 
 /// Carries batches until there are no more; gives what it spent.
@@ -339,19 +289,15 @@ fn batch(
         let changed = old.is_some();
         let slot = tensor.len();
         tensor.resize(slot + image_len, 0.0);
-        // A decoder that panics on hostile bytes costs that image, not the run.
-        let prepared = catch_unwind(AssertUnwindSafe(|| preparer.run(&bytes, &mut tensor[slot..])));
-        match prepared {
-            Ok(Ok((width, height))) => {
+        match preparer.run(&bytes, &mut tensor[slot..]) {
+            Ok((width, height)) => {
                 fresh.push(outcomes.len());
                 let size = |pixels| i32::try_from(pixels).unwrap_or(i32::MAX);
                 let row = Row { id, label, content_hash, width: size(width), height: size(height) };
                 outcomes.push(Outcome::Row { split, row, embedding: Embedding::New(Vec::new()), changed });
             }
-            failed => {
+            Err(reason) => {
                 tensor.truncate(slot);
-                preparer.renew();
-                let reason = failed.map_or_else(|_| "the decoder failed on it".into(), |result| reason(result.err()));
                 outcomes.push(quarantined(id, split, reason, Some(content_hash)));
             }
         }
@@ -370,33 +316,6 @@ fn batch(
         }
     }
     Ok(outcomes)
-}
-
-fn reason(error: Option<crate::image::ImageError>) -> String {
-    error.map_or_else(String::new, |error| error.to_string())
-}
-
-/// Features of a batch, row-major `[images, D]`. A network of fixed batch size is fed in portions, the last one filled up.
-pub(super) fn infer(plan: &Plan<'_>, session: &Session, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
-    let mut features = match plan.backbone.fixed_batch() {
-        None => session.run(tensor, plan.spec.shape(images))?,
-        Some(batch) => {
-            let mut features = Vec::new();
-            for portion in tensor.chunks(batch * plan.spec.values()) {
-                let mut portion = portion.to_vec();
-                portion.resize(batch * plan.spec.values(), 0.0);
-                features.extend(session.run(&portion, plan.spec.shape(batch))?);
-            }
-            features
-        }
-    };
-    let expected = plan.backbone.width();
-    if features.len() < images * expected || features.len() % expected != 0 {
-        let model = plan.backbone.file().to_path_buf();
-        return Err(ExtractError::Width { model, found: features.len() / images, expected });
-    }
-    features.truncate(images * expected);
-    Ok(features)
 }
 
 /// Puts the results back in order and into the store.
@@ -432,133 +351,6 @@ fn store(writer: &mut StoreWriter, outcome: Outcome) -> Result<(), StoreError> {
         Outcome::Quarantined(image) => {
             writer.quarantine(image);
             Ok(())
-        }
-    }
-}
-
-/// Counts, and tells the observer.
-struct Tally<'a> {
-    observe: Observer<'a>,
-    expected: Vec<(Arc<str>, usize)>,
-    total: usize,
-    split: Option<(String, usize, Instant)>,
-    splits: Vec<SplitFigures>,
-    new: usize,
-    changed: usize,
-    reused: usize,
-    quarantined: usize,
-    startup_seconds: f64,
-    stages: StageSeconds,
-}
-
-impl<'a> Tally<'a> {
-    fn new(plan: &Plan<'_>, observe: Observer<'a>) -> Self {
-        // How many ids of a split fall into a slice is known at the end.
-        let parts = plan.slice.map_or(1, |slice| slice.of());
-        let expected: Vec<_> =
-            plan.dataset.splits().iter().map(|split| (Arc::clone(&split.name), split.rows.div_ceil(parts))).collect();
-        Self {
-            observe,
-            total: expected.iter().map(|(_, rows)| rows).sum(),
-            expected,
-            split: None,
-            splits: Vec::new(),
-            new: 0,
-            changed: 0,
-            reused: 0,
-            quarantined: 0,
-            startup_seconds: 0.0,
-            stages: StageSeconds::default(),
-        }
-    }
-
-    fn done(&self) -> usize {
-        self.new + self.reused + self.quarantined
-    }
-
-    fn count(&mut self, outcome: &Outcome) {
-        let (split, rows) = match outcome {
-            Outcome::Row { split, .. } => (split.as_ref(), 1),
-            Outcome::Quarantined(image) => (image.split.as_str(), 0),
-        };
-        if self.split.as_ref().is_none_or(|(name, ..)| name != split) {
-            self.close();
-            let total = self.expected.iter().find(|(name, _)| name.as_ref() == split).map(|(_, rows)| *rows as u64);
-            (self.observe)(Event::Started { task: split, total, unit: Unit::Images });
-            self.split = Some((split.to_owned(), 0, Instant::now()));
-            self.splits.push(SplitFigures { split: split.to_owned(), rows: 0, seconds: 0.0 });
-        }
-        if let Some((_, done, _)) = &mut self.split {
-            *done += 1;
-        }
-        if let Some(figures) = self.splits.last_mut() {
-            figures.rows += rows;
-        }
-        match outcome {
-            Outcome::Row { embedding: Embedding::New(_), changed, .. } => {
-                self.new += 1;
-                self.changed += usize::from(*changed);
-            }
-            Outcome::Row { embedding: Embedding::Reused(_), .. } => self.reused += 1,
-            Outcome::Quarantined(image) => {
-                self.quarantined += 1;
-                if self.quarantined == 1 {
-                    let Quarantined { split, id, error, .. } = image;
-                    let text = format!("{split}: {id} cannot be used: {error}; it and others like it are set aside");
-                    (self.observe)(Event::Warned(text));
-                }
-                tracing::warn!(target: "tlpipe::quarantine", "{}/{}: {}", image.split, image.id, image.error);
-            }
-        }
-    }
-
-    fn advance(&self) {
-        if let Some((split, done, _)) = &self.split {
-            (self.observe)(Event::Advanced { task: split, done: *done as u64 });
-        }
-    }
-
-    fn close(&mut self) {
-        if let Some((split, _, started)) = self.split.take() {
-            if let Some(figures) = self.splits.last_mut() {
-                figures.seconds = started.elapsed().as_secs_f64();
-            }
-            (self.observe)(Event::Finished { task: &split });
-        }
-    }
-
-    #[allow(clippy::cast_precision_loss)]
-    fn finish(mut self, plan: &Plan<'_>, runtime: &Runtime, ran_on: RanOn, seconds: f64, removed: usize) -> Extraction {
-        self.close();
-        if self.quarantined > 0 {
-            let place = plan.features.join("quarantine.parquet");
-            let text =
-                format!("{} of {} images cannot be used: {} says why for each", self.quarantined, self.done(), place.display());
-            (self.observe)(Event::Warned(text));
-        }
-        Extraction {
-            rows: self.new + self.reused,
-            new: self.new,
-            changed: self.changed,
-            reused: self.reused,
-            removed,
-            quarantined: self.quarantined,
-            seconds,
-            startup_seconds: self.startup_seconds,
-            stages: self.stages,
-            images_per_second: self.new as f64 / seconds.max(1e-9),
-            provider: ran_on.provider.to_owned(),
-            nodes: ran_on.nodes,
-            drift: ran_on.drift,
-            runtime: runtime.version().to_owned(),
-            threads: plan.threads,
-            batch: plan.batch,
-            model: plan.backbone.name().to_owned(),
-            model_file: plan.backbone.file().display().to_string(),
-            model_sha256: plan.backbone.sha256().to_owned(),
-            cut_reason: plan.backbone.cut().reason.to_string(),
-            splits: self.splits,
-            tlpipe: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }

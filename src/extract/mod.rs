@@ -4,8 +4,11 @@ mod backbone;
 mod bench;
 mod drift;
 mod engine;
+mod network;
 mod prepare;
+mod sample;
 mod slice;
+mod tally;
 
 use std::path::PathBuf;
 

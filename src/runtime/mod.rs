@@ -40,7 +40,7 @@ pub use compute::{Compute, Precision, Provider, Unreal, processor_has_bf16};
 pub use device::{Device, UnknownDevice};
 pub use error::RuntimeError;
 pub use library::{Candidate, Library, RuntimeOptions, candidates, install, installed, locate};
-pub use session::{Session, SessionOptions};
+pub use session::{Session, SessionOptions, listed};
 pub use telemetry::disable_telemetry;
 
 /// The runtime of this process. It is never released: `ort` allows one environment in a process' life, and loads one

@@ -274,6 +274,11 @@ fn commit(
     builder.commit_from_memory(model)
 }
 
+/// Nodes on each provider, for people: `CPU 3, OpenVINO 1`.
+pub fn listed(placement: &BTreeMap<String, usize>) -> String {
+    placement.iter().map(|(name, nodes)| format!("{name} {nodes}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Nodes on each provider, as ONNX Runtime recorded them.
 fn placement(session: &OrtSession) -> ort::Result<BTreeMap<String, usize>> {
     let api = ort::api();

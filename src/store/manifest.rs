@@ -13,7 +13,7 @@ use crate::persist::persist;
 /// The manifest of a store.
 pub(super) const MANIFEST: &str = "store.json";
 /// The manifest of features that are being made anew while those of `store.json` still stand.
-pub(super) const DRAFT: &str = "store.rebuild.json";
+pub(super) const REBUILD: &str = "store.rebuild.json";
 
 /// Where the images came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use rayon::prelude::*;
 
-use super::manifest::{DRAFT, MANIFEST};
+use super::manifest::{MANIFEST, REBUILD};
 use super::{
     Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, quarantine, shard,
 };
@@ -103,7 +103,7 @@ impl StoreWriter {
         let previous = match Manifest::read(&dir) {
             Ok(recorded) if rebuild && recorded.complete => {
                 standing = recorded.shards.iter().map(|shard| dir.join(&shard.file)).collect();
-                Manifest::read_as(&dir, DRAFT).ok().filter(|draft| draft.key_parts == target.key_parts)
+                Manifest::read_as(&dir, REBUILD).ok().filter(|draft| draft.key_parts == target.key_parts)
             }
             Ok(_) | Err(StoreError::Damaged { .. }) if rebuild => None,
             Ok(manifest) if manifest.key_parts == target.key_parts => Some(manifest),
@@ -152,7 +152,7 @@ impl StoreWriter {
         };
         writer.record()?;
         if writer.standing.is_empty() {
-            writer.remove_draft()?;
+            writer.remove_rebuild()?;
         }
         writer.remove_unrecorded()?;
         Ok(writer)
@@ -220,7 +220,7 @@ impl StoreWriter {
         self.manifest.complete = true;
         self.standing.clear();
         self.record()?;
-        self.remove_draft()?;
+        self.remove_rebuild()?;
         self.remove_unrecorded()?;
         Ok(self.manifest)
     }
@@ -269,11 +269,11 @@ impl StoreWriter {
     }
 
     fn record(&self) -> Result<(), StoreError> {
-        self.manifest.write_as(&self.dir, if self.standing.is_empty() { MANIFEST } else { DRAFT })
+        self.manifest.write_as(&self.dir, if self.standing.is_empty() { MANIFEST } else { REBUILD })
     }
 
-    fn remove_draft(&self) -> Result<(), StoreError> {
-        let path = self.dir.join(DRAFT);
+    fn remove_rebuild(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(REBUILD);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io(&path)(error)),
             _ => Ok(()),
@@ -420,7 +420,7 @@ fn is_foreign(dir: &Path) -> Result<bool, StoreError> {
     let shard = |path: &PathBuf| named(path, |name| name.starts_with("part-") && name.ends_with(".parquet"));
     let ours = |path: &PathBuf| {
         let split = || list(path).is_ok_and(|files| files.iter().all(|file| shard(file) || is_temporary(file)));
-        let file = |name: &str| [".lock", DRAFT, "quarantine.parquet"].contains(&name);
+        let file = |name: &str| [".lock", REBUILD, "quarantine.parquet"].contains(&name);
         is_temporary(path) || if path.is_dir() { split() } else { named(path, file) }
     };
     Ok(!list(dir)?.iter().all(ours))

@@ -73,6 +73,17 @@ fn signal(child: &std::process::Child, name: &str) {
     assert!(killed.success());
 }
 
+/// A folder `many` of 9,000 images in one Parquet file.
+#[cfg(unix)]
+fn with_many() -> Scratch {
+    use crate::support::{parquet, png};
+    let scratch = Scratch::new();
+    let images: Vec<_> = (0..9000).map(|number| Some(png(&picture(number % 2, number)))).collect();
+    let labels: Vec<i64> = (0..9000).map(|number| number % 2).collect();
+    parquet(&scratch.path("many/train-00000-of-00001.parquet"), &images, &labels);
+    scratch
+}
+
 /// An extraction of many images by one thread.
 #[cfg(unix)]
 fn start(scratch: &Scratch) -> std::process::Command {
@@ -85,11 +96,7 @@ fn start(scratch: &Scratch) -> std::process::Command {
 #[cfg(unix)]
 #[test]
 fn a_killed_run_and_an_interrupted_run_lose_nothing() {
-    use crate::support::{parquet, png};
-    let scratch = Scratch::new();
-    let images: Vec<_> = (0..9000).map(|number| Some(png(&picture(number % 2, number)))).collect();
-    let labels: Vec<i64> = (0..9000).map(|number| number % 2).collect();
-    parquet(&scratch.path("many/train-00000-of-00001.parquet"), &images, &labels);
+    let scratch = with_many();
 
     let mut command = start(&scratch);
     let child = command.spawn().unwrap();
@@ -178,11 +185,7 @@ fn slices_made_by_jobs_of_their_own_are_one_store() {
 #[cfg(unix)]
 #[test]
 fn a_rebuild_that_is_stopped_leaves_the_features_that_stand() {
-    use crate::support::{parquet, png};
-    let scratch = Scratch::new();
-    let images: Vec<_> = (0..9000).map(|number| Some(png(&picture(number % 2, number)))).collect();
-    let labels: Vec<i64> = (0..9000).map(|number| number % 2).collect();
-    parquet(&scratch.path("many/train-00000-of-00001.parquet"), &images, &labels);
+    let scratch = with_many();
     figures(&scratch, "many", &[]);
     let before = fs::read(scratch.path("f/store.json")).unwrap();
     let rebuild = ["--rebuild", "--resize", "crop"];
