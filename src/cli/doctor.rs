@@ -76,7 +76,7 @@ fn look(shell: &Shell<'_>) -> anyhow::Result<()> {
         finder.models().iter().map(|card| (card.name.clone(), finder.model_at_hand(card).map(|found| found.how))).collect();
     let sets: Vec<_> =
         finder.datasets().iter().map(|card| (card.name.clone(), finder.dataset_at_hand(card).map(|found| found.how))).collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = runtime::cores();
     let result = json!({
         "tlpipe": env!("CARGO_PKG_VERSION"),
         "threads": threads,

@@ -32,7 +32,7 @@ impl Shell<'_> {
     /// The pipeline with every flag laid over it. Its threads become those of the process.
     pub fn pipeline(&self, args: &PipelineArgs, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
         let pipeline = args.resolve(flags.into_iter().chain(self.runtime.overrides()))?;
-        let (threads, cores) = (pipeline.settings.runtime.threads, std::thread::available_parallelism().map_or(1, usize::from));
+        let (threads, cores) = (pipeline.settings.runtime.threads, crate::runtime::cores());
         if threads > cores {
             self.progress
                 .warn(&format!("{threads} threads on {cores} cores: more threads than cores make it slower, not faster"));

@@ -9,7 +9,7 @@ use crate::events::Event;
 use crate::extract::{self, Backbone, Bench, Effort, Ended, Plan, Slice, extract as run_engine};
 use crate::image::ImageSpec;
 use crate::run::RunDir;
-use crate::runtime::{Compute, Runtime, locate};
+use crate::runtime::{Compute, Runtime, cores, locate};
 use crate::store::{Manifest, SourceRecord, StoreError};
 
 /// Whether a stage had anything to do.
@@ -118,7 +118,7 @@ impl Stage {
         let runtime = Runtime::start(&locate(&context.runtime_options(self.compute), context.observe)?)?;
         let settings = &pipeline.settings.runtime;
         let threads = match settings.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => cores(),
             threads => threads,
         };
         (context.observe)(Event::Noted(format!(

@@ -102,6 +102,11 @@ impl Runtime {
     }
 }
 
+/// Cores that this process may use: what 0 threads stands for.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn is_same_file(a: &Path, b: &Path) -> bool {
     let real = |path: &Path| -> PathBuf { std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) };
     real(a) == real(b)
