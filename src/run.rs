@@ -8,6 +8,7 @@
 //!   predictions.parquet   one row an image that was scored
 //!   pipeline.toml         the pipeline as resolved
 //!   report.html report.json
+//!   checkpoint.safetensors  only while a long fit runs or after it was stopped: where it goes on
 //! ```
 
 use std::fs;
@@ -21,6 +22,7 @@ use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
+use crate::head::Checkpoints;
 use crate::persist::persist;
 
 /// Version of `metrics.json`; another version is refused.
@@ -98,9 +100,12 @@ pub struct Metrics {
     pub fit_key: String,
     /// `adam`, `linfa`.
     pub solver: String,
-    /// Epochs that were run (iterations for a solver without epochs).
+    /// Epochs that were run (iterations for a solver without epochs); fewer than `head.epochs` where early stopping ended the fit.
     pub epochs: usize,
-    /// Wall time of the fit alone, seconds.
+    /// With early stopping, the epoch whose weights the head has.
+    #[serde(default)]
+    pub best_epoch: Option<usize>,
+    /// Wall time of the fit alone, seconds; with that of the epochs before a checkpoint from which it went on.
     pub fit_seconds: f64,
     /// Wall time of loading the features, seconds.
     pub load_seconds: f64,
@@ -136,6 +141,9 @@ pub struct EpochRecord {
     pub val_accuracy: Option<f64>,
     /// Wall time of the epoch, seconds.
     pub seconds: f64,
+    /// Learning rate of the epoch's last step; none for a solver that has none.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
 }
 
 /// Predictions for the rows of one split, in the order of the store.
@@ -185,8 +193,9 @@ impl RunDir {
         fs::create_dir_all(&self.path).and_then(|()| tempfile::tempfile_in(&self.path).map(drop)).map_err(unwritable)?;
         // The head is the first file of a run; folders beside it, such as a feature store, are the user's own.
         let mut files = self.path.read_dir().map_err(unwritable)?.flatten().filter(|entry| entry.path().is_file());
-        let foreign = !self.file("head.safetensors").is_file()
-            && files.any(|entry| !entry.file_name().to_string_lossy().starts_with(".tmp-"));
+        // A first fit that was stopped leaves its checkpoint alone.
+        let own = |name: &str| name.starts_with(".tmp-") || name == Checkpoints::FILE;
+        let foreign = !self.file("head.safetensors").is_file() && files.any(|entry| !own(&entry.file_name().to_string_lossy()));
         if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }
     }
 

@@ -16,6 +16,7 @@ use crate::run::{EpochRecord, SplitScore};
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  tlpipe fit-head pipelines/cifar10.toml\n  \
     tlpipe fit-head pipelines/cifar10.toml --epochs 30 --learning-rate 3e-3 --run runs/longer\n  \
+    tlpipe fit-head pipelines/cifar10.toml --epochs 100 --schedule cosine --weight-decay 4e-3 --patience 5\n  \
     tlpipe fit-head --features ./features --run ./run --solver linfa --set head.standardize=true")]
 pub struct FitHeadArgs {
     #[command(flatten)]

@@ -125,6 +125,24 @@ pub struct HeadArgs {
     /// Adam's step size [head.learning_rate].
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     learning_rate: Option<f64>,
+    /// How the learning rate goes on: constant, cosine or step [head.schedule].
+    #[arg(long, value_name = "HOW")]
+    schedule: Option<String>,
+    /// Adam's decoupled weight decay, as in AdamW [head.weight_decay].
+    #[arg(long, value_name = "DECAY", allow_negative_numbers = true)]
+    weight_decay: Option<f64>,
+    /// Share of each label that is spread over all classes, 0 to 1 [head.label_smoothing].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    label_smoothing: Option<f64>,
+    /// Share of the features that training drops at random, 0 to 1 [head.dropout].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    dropout: Option<f64>,
+    /// What the rows of a class count: none or balanced; a list by --set [head.class_weights].
+    #[arg(long, value_name = "HOW")]
+    class_weights: Option<String>,
+    /// Stop after so many epochs without a lower loss on the hold-out, and keep the best [head.patience].
+    #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true)]
+    patience: Option<i64>,
     /// Share of the training rows that is held out, 0 to 1 [head.validation_split].
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     validation_split: Option<f64>,
@@ -177,6 +195,12 @@ impl HeadArgs {
             integer("head.epochs", self.epochs),
             integer("head.batch_size", self.batch_size),
             number("head.learning_rate", self.learning_rate),
+            text("head.schedule", self.schedule.as_ref()),
+            number("head.weight_decay", self.weight_decay),
+            number("head.label_smoothing", self.label_smoothing),
+            number("head.dropout", self.dropout),
+            text("head.class_weights", self.class_weights.as_ref()),
+            integer("head.patience", self.patience),
             number("head.validation_split", self.validation_split),
             text("head.split", self.split.as_ref()),
             integer("head.seed", self.seed),

@@ -59,6 +59,16 @@ impl Dense {
         (kernel, bias)
     }
 
+    /// A layer of the same sizes with other weights, `[panel][feature]` and `[panel]`.
+    pub(super) fn like(&self, kernel: &[Lanes], bias: &[Lanes]) -> Self {
+        Self { kernel: kernel.to_vec(), bias: bias.to_vec(), ..*self }
+    }
+
+    /// Classes, without those that fill up the last panel.
+    pub(super) fn classes(&self) -> usize {
+        self.classes
+    }
+
     /// Features of a row.
     pub(super) fn features(&self) -> usize {
         self.features
@@ -87,7 +97,8 @@ impl Dense {
         });
     }
 
-    fn forward_here(&self, rows: &[&[f32]], logits: &mut [Lanes]) {
+    /// The same, on this thread.
+    pub(super) fn forward_here(&self, rows: &[&[f32]], logits: &mut [Lanes]) {
         let panels = logits.chunks_exact_mut(rows.len()).zip(self.kernel.chunks_exact(self.features)).zip(&self.bias);
         for ((logits, kernel), &bias) in panels {
             self.simd.run(Forward { rows, kernel, bias, logits });

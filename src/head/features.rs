@@ -2,6 +2,8 @@
 
 use ndarray::{ArrayView2, Axis};
 
+use super::dropout::Dropout;
+use super::simd::{Kernel, Simd, Vector};
 use super::standardize::Standardization;
 
 /// A feature matrix `[N, D]` and what is done to each row before it is used.
@@ -9,11 +11,18 @@ use super::standardize::Standardization;
 pub(super) struct Features<'a> {
     x: ArrayView2<'a, f32>,
     standardization: Option<&'a Standardization>,
+    dropout: Option<Dropout>,
+    simd: Simd,
 }
 
 impl<'a> Features<'a> {
     pub(super) fn new<'x: 'a>(x: ArrayView2<'x, f32>, standardization: Option<&'a Standardization>) -> Self {
-        Self { x: x.reborrow(), standardization }
+        Self { x: x.reborrow(), standardization, dropout: None, simd: Simd::best() }
+    }
+
+    /// The same rows with features dropped.
+    pub(super) fn dropping(self, dropout: Option<Dropout>) -> Self {
+        Self { dropout, ..self }
     }
 
     /// Values of a row.
@@ -21,13 +30,13 @@ impl<'a> Features<'a> {
         self.x.ncols()
     }
 
-    /// The rows with these indices. Nothing is copied where the matrix is row-major and no standardization is asked for.
+    /// The rows with these indices. Nothing is copied where the matrix is row-major and rows are used as they are.
     pub(super) fn rows<'b>(&self, indices: &[usize], buffer: &'b mut Vec<f32>) -> Vec<&'b [f32]>
     where
         'a: 'b,
     {
         let in_place = self.x.ncols() <= 1 || self.x.strides()[1] == 1;
-        if in_place && self.standardization.is_none() {
+        if in_place && self.standardization.is_none() && self.dropout.is_none() {
             return indices.iter().filter_map(|&index| self.x.index_axis_move(Axis(0), index).to_slice()).collect();
         }
         let width = self.width();
@@ -38,15 +47,35 @@ impl<'a> Features<'a> {
         buffer.chunks_exact(width).collect()
     }
 
-    /// Copies one row, standardized if that is asked for.
+    /// Copies one row; standardized, and with features dropped, if that is asked for.
     pub(super) fn copy_row(&self, index: usize, out: &mut [f32]) {
         let row = self.x.row(index);
         match row.as_slice() {
             Some(row) => out.copy_from_slice(row),
             None => out.iter_mut().zip(row).for_each(|(out, &value)| *out = value),
         }
-        if let Some(standardization) = self.standardization {
-            standardization.apply(out);
+        if self.standardization.is_some() || self.dropout.is_some() {
+            self.simd.run(Prepare { features: self, index, row: out });
+        }
+    }
+}
+
+/// Standardizes a row and drops features of it.
+struct Prepare<'a> {
+    features: &'a Features<'a>,
+    index: usize,
+    row: &'a mut [f32],
+}
+
+impl Kernel for Prepare<'_> {
+    /// Plain loops, which are compiled with the instruction set of `V`.
+    #[inline(always)]
+    unsafe fn run<V: Vector, const ROWS: usize, const FEATURES: usize>(self) {
+        if let Some(standardization) = self.features.standardization {
+            standardization.apply(self.row);
+        }
+        if let Some(dropout) = self.features.dropout {
+            dropout.apply(self.index, self.row);
         }
     }
 }

@@ -108,7 +108,7 @@ impl Head {
     }
 }
 
-fn little_endian<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<u8> {
+pub(super) fn little_endian<'a>(values: impl Iterator<Item = &'a f32>) -> Vec<u8> {
     values.flat_map(|value| value.to_le_bytes()).collect()
 }
 
@@ -117,7 +117,7 @@ fn vector(tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>, String> {
 }
 
 /// Shape and values of a tensor with `rank` dimensions.
-fn values(tensors: &SafeTensors<'_>, name: &str, rank: usize) -> Result<(Vec<usize>, Vec<f32>), String> {
+pub(super) fn values(tensors: &SafeTensors<'_>, name: &str, rank: usize) -> Result<(Vec<usize>, Vec<f32>), String> {
     let tensor = tensors.tensor(name).map_err(|_| format!("tensor \"{name}\" is missing"))?;
     if tensor.dtype() != Dtype::F32 || tensor.shape().len() != rank {
         let (dtype, shape) = (tensor.dtype(), tensor.shape());

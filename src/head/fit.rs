@@ -10,6 +10,8 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use super::checkpoint::Checkpoints;
+use super::dense::Dense;
 use super::features::Features;
 use super::standardize::Standardization;
 use super::{Head, HeadError, HeadValidParams, HoldOut, Solver, adam, hold_out, logistic};
@@ -51,6 +53,15 @@ impl Weights {
         let mut draw = || (2.0 * f64::from(rng.next_u32()) / f64::from(u32::MAX) - 1.0) * limit;
         Self { kernel: Array2::from_shape_simple_fn((features, classes), || draw() as f32), bias: Array1::zeros(classes) }
     }
+
+    pub(super) fn pack(&self) -> Dense {
+        Dense::pack(self.kernel.view(), self.bias.view())
+    }
+
+    pub(super) fn unpack(layer: &Dense) -> Self {
+        let (kernel, bias) = layer.unpack();
+        Self { kernel, bias }
+    }
 }
 
 /// What a fit gives.
@@ -60,6 +71,24 @@ pub struct Fitted {
     pub head: Head,
     /// One record an epoch; a solver without epochs leaves one record of the fitted head.
     pub history: Vec<EpochRecord>,
+    /// With early stopping, the epoch whose weights the head has.
+    pub best_epoch: Option<usize>,
+    /// Epochs that an earlier fit had done, whose checkpoint this one went on from.
+    pub resumed_after: usize,
+}
+
+/// What a solver gives.
+pub(super) struct Solved {
+    pub(super) weights: Weights,
+    pub(super) history: Vec<EpochRecord>,
+    pub(super) best_epoch: Option<usize>,
+    pub(super) resumed_after: usize,
+}
+
+impl Solved {
+    pub(super) fn new(weights: Weights, history: Vec<EpochRecord>) -> Self {
+        Self { weights, history, best_epoch: None, resumed_after: 0 }
+    }
 }
 
 /// What a solver sees: examples that have been checked.
@@ -84,6 +113,21 @@ pub fn fit(params: &HeadValidParams, examples: &Examples<'_>, on_epoch: OnEpoch<
     fit_from(params, examples, &initial, on_epoch)
 }
 
+/// Fits a head as [`fit`] does, but keeps checkpoints (`adam`), and goes on from one where there is one: to the same bits as
+/// without the interruption.
+///
+/// # Errors
+/// As [`fit`], and when `on_epoch` breaks and the checkpoint cannot be written.
+pub fn fit_resumable(
+    params: &HeadValidParams,
+    examples: &Examples<'_>,
+    checkpoints: &mut Checkpoints<'_>,
+    on_epoch: OnEpoch<'_>,
+) -> Result<Fitted, HeadError> {
+    let initial = Weights::glorot_uniform(examples.x.ncols(), examples.classes.len(), params.seed);
+    run(params, examples, &initial, Some(checkpoints), on_epoch)
+}
+
 /// Fits a head from given weights; `linfa`, whose problem has one optimum, starts from a zero kernel all the same.
 ///
 /// # Errors
@@ -92,6 +136,16 @@ pub fn fit_from(
     params: &HeadValidParams,
     examples: &Examples<'_>,
     initial: &Weights,
+    on_epoch: OnEpoch<'_>,
+) -> Result<Fitted, HeadError> {
+    run(params, examples, initial, None, on_epoch)
+}
+
+fn run(
+    params: &HeadValidParams,
+    examples: &Examples<'_>,
+    initial: &Weights,
+    checkpoints: Option<&mut Checkpoints<'_>>,
     on_epoch: OnEpoch<'_>,
 ) -> Result<Fitted, HeadError> {
     let labels = check(examples)?;
@@ -114,12 +168,12 @@ pub fn fit_from(
         holdout: examples.holdout,
         classes,
     };
-    let (weights, history) = match params.solver {
-        Solver::Adam => adam::solve(params, &problem, initial, on_epoch)?,
+    let Solved { weights, history, best_epoch, resumed_after } = match params.solver {
+        Solver::Adam => adam::solve(params, &problem, initial, checkpoints, on_epoch)?,
         Solver::Linfa => logistic::solve(params, &problem, on_epoch)?,
     };
     let head = Head::new(weights, standardization, examples.classes.to_vec())?;
-    Ok(Fitted { head, history })
+    Ok(Fitted { head, history, best_epoch, resumed_after })
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.

@@ -15,7 +15,7 @@ use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::dense::Dense;
-use super::fit::{OnEpoch, Problem, Weights};
+use super::fit::{OnEpoch, Problem, Solved, Weights};
 use super::tally::score;
 use super::{HeadError, HeadValidParams};
 use crate::run::EpochRecord;
@@ -31,11 +31,7 @@ const SLACK: f64 = 1e-5;
 const UNSEEN: f32 = -30.0;
 
 /// Fits from a zero kernel. There are no epochs to report: the history has one record, the fitted head's.
-pub(super) fn solve(
-    params: &HeadValidParams,
-    problem: &Problem<'_>,
-    on_epoch: OnEpoch<'_>,
-) -> Result<(Weights, Vec<EpochRecord>), HeadError> {
+pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: OnEpoch<'_>) -> Result<Solved, HeadError> {
     let start = Instant::now();
     let failed = |reason: String| HeadError::Linfa { reason };
     let rows = problem.train.len() as f64;
@@ -80,10 +76,11 @@ pub(super) fn solve(
         val_loss: held.as_ref().map(|held| held.mean_loss()),
         val_accuracy: held.as_ref().map(|held| held.accuracy()),
         seconds: start.elapsed().as_secs_f64(),
+        learning_rate: None,
     };
     // There is nothing left to break off.
     let _ = on_epoch(&record);
-    Ok((weights, vec![record]))
+    Ok(Solved::new(weights, vec![record]))
 }
 
 /// Share of each class that has training rows, in class order.

@@ -30,7 +30,11 @@
 //! ```
 
 mod adam;
+mod balance;
+mod checkpoint;
 mod dense;
+mod dropout;
+mod early;
 mod error;
 mod features;
 mod file;
@@ -39,14 +43,20 @@ mod holdout;
 mod logistic;
 mod model;
 mod params;
+mod schedule;
 mod simd;
 mod standardize;
+mod step;
 mod tally;
+mod update;
 
+pub use balance::ClassWeights;
+pub use checkpoint::Checkpoints;
 pub use error::HeadError;
-pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from};
+pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_resumable};
 pub use holdout::{Split, hold_out, lacking};
 pub use linfa::ParamGuard;
 pub use model::Head;
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
+pub use schedule::Schedule;
 pub use standardize::Standardization;

@@ -3,7 +3,7 @@ use std::fmt;
 use linfa::ParamGuard;
 use serde::{Deserialize, Serialize};
 
-use super::HeadError;
+use super::{ClassWeights, HeadError, Schedule};
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,12 +64,36 @@ pub struct HeadParams {
     pub seed: u64,
     /// Whether each epoch takes the rows in a new order (`adam`).
     pub shuffle: bool,
-    /// Strength of L2 (`linfa`): `l2 / 2 * sum(kernel²)` is added to the mean cross-entropy; 0 to 1e6. Left open, 1e-3.
+    /// Strength of L2: `l2 / 2 * sum(kernel²)` is added to the mean cross-entropy that is minimized, not to the loss that is
+    /// reported; 0 to 1e6. Left open: `adam` 0, `linfa` 1e-3.
     pub l2: Option<f64>,
     /// Iterations after which `linfa` stops; at least 1.
     pub max_iterations: u64,
     /// Whether features are standardized over the training rows. Left open: `adam` no; `linfa` always does.
     pub standardize: Option<bool>,
+    /// Decoupled weight decay (`adam`; AdamW, Loshchilov & Hutter, 2019), as Keras' `AdamW`: each step takes
+    /// `rate * weight_decay` of the kernel away, the bias is spared; 0 to 100. Left open, 0.
+    pub weight_decay: Option<f64>,
+    /// Label smoothing (`adam`): share of the asked-for probability that is spread over all classes, 0 to below 1. Left open, 0.
+    pub label_smoothing: Option<f64>,
+    /// Share of the features that is dropped anew for each row and epoch of training (`adam`), 0 to below 1; the rest is scaled
+    /// up. Left open, 0.
+    pub dropout: Option<f64>,
+    /// What the rows of each class count (`adam`). Left open, all the same.
+    pub class_weights: Option<ClassWeights>,
+    /// How the learning rate changes from step to step (`adam`). Left open, it does not.
+    pub schedule: Option<Schedule>,
+    /// Share of all planned steps over which the learning rate climbs to its full value (`adam`), 0 to below 1. Left open, 0.
+    pub warmup: Option<f64>,
+    /// Epochs between two drops of the learning rate (`schedule = "step"`); at least 1. Left open, a third of `epochs`.
+    pub step_epochs: Option<usize>,
+    /// What the learning rate is multiplied with at a drop (`schedule = "step"`), above 0 to 1. Left open, 0.1.
+    pub step_factor: Option<f64>,
+    /// Early stopping (`adam`): epochs without a lower `val_loss` after which the fit ends; at least 1. The head has the weights
+    /// of the best epoch, whether or not the fit ended early. Left open, all epochs are run and the last one's weights kept.
+    pub patience: Option<usize>,
+    /// By how much `val_loss` must fall to count as lower (with `patience`); at least 0. Left open, 0.
+    pub min_delta: Option<f64>,
 }
 
 impl Default for HeadParams {
@@ -86,6 +110,16 @@ impl Default for HeadParams {
             l2: None,
             max_iterations: 100,
             standardize: None,
+            weight_decay: None,
+            label_smoothing: None,
+            dropout: None,
+            class_weights: None,
+            schedule: None,
+            warmup: None,
+            step_epochs: None,
+            step_factor: None,
+            patience: None,
+            min_delta: None,
         }
     }
 }
@@ -107,6 +141,21 @@ impl HeadValidParams {
             Solver::Adam => 0.0,
             Solver::Linfa => 1e-3,
         })
+    }
+
+    /// What the rows of each class count.
+    pub fn class_weights(&self) -> ClassWeights {
+        self.class_weights.clone().unwrap_or_default()
+    }
+
+    /// Epochs between two drops of the learning rate.
+    pub fn step_epochs(&self) -> usize {
+        self.step_epochs.unwrap_or(self.epochs.div_ceil(3))
+    }
+
+    /// What the learning rate is multiplied with at a drop.
+    pub fn step_factor(&self) -> f64 {
+        self.step_factor.unwrap_or(0.1)
     }
 }
 
@@ -144,12 +193,77 @@ impl HeadParams {
         }
         match self.l2 {
             Some(l2) if !(0.0..=1e6).contains(&l2) => wrong("l2", &l2, "a number from 0 to 1e6, such as 1e-3"),
-            Some(l2) if l2 > 0.0 && self.solver == Solver::Adam => {
-                wrong("l2", &l2, "0 with head.solver = \"adam\", which has no L2; set head.solver = \"linfa\"")
-            }
-            _ => Ok(()),
+            _ => self.validate_adam(),
         }
     }
+
+    /// The keys that Adam alone has.
+    fn validate_adam(&self) -> Result<(), HeadError> {
+        let share = |share: f64| (0.0..1.0).contains(&share);
+        let keys: [(_, Option<&dyn fmt::Display>, _, _); 10] = [
+            (
+                "weight_decay",
+                shown(&self.weight_decay),
+                self.weight_decay.is_none_or(|decay| (0.0..=100.0).contains(&decay)),
+                "a number from 0 to 100, such as 4e-3",
+            ),
+            (
+                "label_smoothing",
+                shown(&self.label_smoothing),
+                self.label_smoothing.is_none_or(share),
+                "a share from 0 to below 1, such as 0.1",
+            ),
+            ("dropout", shown(&self.dropout), self.dropout.is_none_or(share), "a share from 0 to below 1, such as 0.2"),
+            (
+                "class_weights",
+                shown(&self.class_weights),
+                self.class_weights.as_ref().is_none_or(ClassWeights::is_valid),
+                "\"none\", \"balanced\", or a number from 0 to 1e6 for each class, not all 0",
+            ),
+            ("schedule", shown(&self.schedule), true, ""),
+            (
+                "warmup",
+                shown(&self.warmup),
+                self.warmup.is_none_or(share),
+                "a share of all steps from 0 to below 1, such as 0.05",
+            ),
+            ("step_epochs", shown(&self.step_epochs), self.step_epochs != Some(0), "at least 1"),
+            (
+                "step_factor",
+                shown(&self.step_factor),
+                self.step_factor.is_none_or(|factor| factor > 0.0 && factor <= 1.0),
+                "a factor above 0, up to 1, such as 0.1",
+            ),
+            ("patience", shown(&self.patience), self.patience != Some(0), "at least 1 epoch"),
+            (
+                "min_delta",
+                shown(&self.min_delta),
+                self.min_delta.is_none_or(|delta| delta.is_finite() && delta >= 0.0),
+                "a finite number from 0, such as 1e-3",
+            ),
+        ];
+        let steps = self.schedule == Some(Schedule::Step);
+        for (name, found, is_valid, expected) in keys {
+            let Some(found) = found else { continue };
+            let refused = match name {
+                _ if self.solver != Solver::Adam => {
+                    "no such key with this head.solver; take it out, or set head.solver = \"adam\""
+                }
+                _ if !is_valid => expected,
+                "step_epochs" | "step_factor" if !steps => {
+                    "no such key without head.schedule = \"step\"; take it out, or set that"
+                }
+                "min_delta" if self.patience.is_none() => "no such key without head.patience; take it out, or set that too",
+                _ => continue,
+            };
+            return Err(HeadError::Parameter { name, found: found.to_string(), expected: refused });
+        }
+        Ok(())
+    }
+}
+
+fn shown<T: fmt::Display>(value: &Option<T>) -> Option<&dyn fmt::Display> {
+    value.as_ref().map(|value| value as &dyn fmt::Display)
 }
 
 impl ParamGuard for HeadParams {
@@ -183,16 +297,42 @@ mod tests {
             ("validation_split", HeadParams { validation_split: 1.0, ..base.clone() }),
             ("validation_split", HeadParams { validation_split: f64::NAN, ..base.clone() }),
             ("l2", HeadParams { l2: Some(-1.0), solver: Solver::Linfa, ..base.clone() }),
-            ("l2", HeadParams { l2: Some(0.1), ..base.clone() }),
+            ("l2", HeadParams { l2: Some(-0.1), ..base.clone() }),
             ("l2", HeadParams { l2: Some(f64::INFINITY), solver: Solver::Linfa, ..base.clone() }),
             ("standardize", HeadParams { standardize: Some(false), solver: Solver::Linfa, ..base.clone() }),
             ("max_iterations", HeadParams { max_iterations: 0, ..base.clone() }),
+            ("weight_decay", HeadParams { weight_decay: Some(-0.1), ..base.clone() }),
+            ("label_smoothing", HeadParams { label_smoothing: Some(1.0), ..base.clone() }),
+            ("dropout", HeadParams { dropout: Some(f64::NAN), ..base.clone() }),
+            ("class_weights", HeadParams { class_weights: Some(ClassWeights::Each(vec![1.0, -1.0])), ..base.clone() }),
+            ("class_weights", HeadParams { class_weights: Some(ClassWeights::Each(vec![0.0, 0.0])), ..base.clone() }),
+            ("warmup", HeadParams { warmup: Some(1.0), ..base.clone() }),
+            ("step_epochs", HeadParams { step_epochs: Some(0), schedule: Some(Schedule::Step), ..base.clone() }),
+            ("step_epochs", HeadParams { step_epochs: Some(2), schedule: Some(Schedule::Cosine), ..base.clone() }),
+            ("step_factor", HeadParams { step_factor: Some(0.0), schedule: Some(Schedule::Step), ..base.clone() }),
+            ("step_factor", HeadParams { step_factor: Some(0.5), ..base.clone() }),
+            ("patience", HeadParams { patience: Some(0), ..base.clone() }),
+            ("min_delta", HeadParams { min_delta: Some(-1.0), patience: Some(2), ..base.clone() }),
+            ("min_delta", HeadParams { min_delta: Some(0.1), ..base.clone() }),
         ];
         for (name, params) in cases {
             let message = params.check().unwrap_err().to_string();
             assert!(message.starts_with(&format!("head.{name} = ")), "{message}");
         }
         assert_eq!(**base.check_ref().unwrap(), base);
+    }
+
+    #[test]
+    fn what_only_adam_has_is_refused_with_another_solver() {
+        let all = "weight_decay = 0.1\nlabel_smoothing = 0.1\ndropout = 0.1\nclass_weights = \"balanced\"\nschedule = \"step\"\n\
+            warmup = 0.1\nstep_epochs = 2\nstep_factor = 0.5\npatience = 3\nmin_delta = 0.01\n";
+        assert!(toml::from_str::<HeadParams>(all).unwrap().check().is_ok());
+        for line in all.lines() {
+            let message =
+                toml::from_str::<HeadParams>(&format!("solver = \"linfa\"\n{line}")).unwrap().check().unwrap_err().to_string();
+            let key = line.split(' ').next().unwrap();
+            assert!(message.starts_with(&format!("head.{key} = ")) && message.contains("take it out"), "{message}");
+        }
     }
 
     #[test]

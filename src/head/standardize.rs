@@ -29,6 +29,7 @@ impl Standardization {
     }
 
     /// Standardizes one row in place.
+    #[inline(always)]
     pub(super) fn apply(&self, row: &mut [f32]) {
         for ((value, mean), std) in row.iter_mut().zip(&self.mean).zip(&self.std) {
             *value = (*value - mean) / std;

@@ -10,7 +10,7 @@ use super::extract::StageOutcome;
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate;
 use crate::events::Event;
-use crate::head::{self, Examples, Head, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _};
+use crate::head::{self, Checkpoints, Examples, Head, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _, Solver};
 use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
 use crate::store::{SplitFeatures, Store};
 
@@ -76,6 +76,8 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         stopped = flow.is_break();
         flow
     };
+    let checkpoint = run.file(Checkpoints::FILE);
+    let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
     let started = Instant::now();
     let fitted = context.stoppable(|| {
         let examples = Examples {
@@ -85,13 +87,28 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
             holdout: &division.holdout,
             classes,
         };
-        head::fit(&checked, &examples, &mut watch)
+        head::fit_resumable(&checked, &examples, &mut checkpoints, &mut watch)
     });
     let fit_seconds = started.elapsed().as_secs_f64();
     let fitted = fitted.map_err(|error| rows.name(error))?;
+    let epochs = fitted.history.len();
+    if stopped && params.solver == Solver::Adam {
+        let (of, path) = (params.epochs, checkpoint.display());
+        return Err(
+            Interrupted(format!("stopped after epoch {epochs} of {of}; the same command goes on from there ({path})")).into()
+        );
+    }
     if stopped {
         return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
     }
+    if let Some(best) = fitted.best_epoch {
+        let end = if epochs < params.epochs { "stopped early, after" } else { "all epochs run:" };
+        (context.observe)(Event::Noted(format!(
+            "fit-head  {end} epoch {epochs} of {}; the head is that of epoch {best}",
+            params.epochs
+        )));
+    }
+    let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
     let head = fitted.head.with_store_key(&manifest.key);
 
     let mut predictions = Predictions::default();
@@ -131,6 +148,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         fit_key,
         solver: params.solver.to_string(),
         epochs: fitted.history.last().map_or(0, |record| record.epoch),
+        best_epoch: fitted.best_epoch,
         fit_seconds,
         load_seconds,
         features: manifest.dimension,
@@ -256,5 +274,6 @@ fn write(
     run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
     run.write_history(history)?;
     run.write_predictions(predictions, metrics.classes.len())?;
-    Ok(run.write_metrics(metrics)?)
+    run.write_metrics(metrics)?;
+    Ok(run.remove(Checkpoints::FILE)?)
 }

@@ -47,6 +47,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         fit_key: "fit".into(),
         solver: "adam".into(),
         epochs: 2,
+        best_epoch: None,
         fit_seconds: 0.5,
         load_seconds: 0.25,
         features: 1280,
@@ -63,7 +64,15 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
 }
 
 fn epoch(epoch: usize, loss: f64) -> EpochRecord {
-    EpochRecord { epoch, loss, accuracy: 0.5, val_loss: Some(loss + 0.5), val_accuracy: Some(0.25), seconds: 0.1 }
+    EpochRecord {
+        epoch,
+        loss,
+        accuracy: 0.5,
+        val_loss: Some(loss + 0.5),
+        val_accuracy: Some(0.25),
+        seconds: 0.1,
+        learning_rate: Some(1e-3),
+    }
 }
 
 fn store() -> StoreFacts {

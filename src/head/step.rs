@@ -1,0 +1,224 @@
+//! One step of Adam on one batch.
+//!
+//! ```text
+//! small batch     forward ─▶ errors ─▶ gradient and update at once (`update.rs`); many classes: each shared by threads
+//! large batch     shares of consecutive rows, one task each: block by block, while a block is in the cache,
+//!                 forward ─▶ errors ─▶ gradient of the share; then the shares' gradients are added in order ─▶ update
+//! ```
+//!
+//! Rows (forward), features (update) and shares, whose number follows from the sizes alone, are independent of each other:
+//! the bits do not depend on the number of threads.
+
+use rayon::prelude::*;
+
+use super::dense::{Dense, copy_row, write_row};
+use super::features::Features;
+use super::simd::Lanes;
+use super::tally::Tally;
+use super::update::{Accumulate, BETA_1, BETA_2, Finish, Moments, Pace, TASK_FEATURES, Update};
+use crate::evaluate::{argmax, softmax};
+
+/// Rows of a share at least: below, adding the shares up would cost more than it saves.
+const SHARE_ROWS: usize = 128;
+
+/// Shares at most.
+const MOST_SHARES: usize = 16;
+
+/// Weights, in vectors, from which on threads divide classes and features instead of rows: the shares' gradients would take
+/// `MOST_SHARES` times the memory of the kernel.
+const SHARED_KERNEL: usize = 1 << 15;
+
+/// Rows that are read once for forward and gradient: with 1,280 features, half a core's L2 cache.
+const BLOCK_ROWS: usize = 64;
+
+/// What the answer to a row should be, and how much the row counts.
+pub(super) struct Target {
+    /// Asked-for probability of the label above that of any class.
+    on: f32,
+    /// Asked-for probability of any class.
+    off: f32,
+    class_weights: Vec<f32>,
+}
+
+impl Target {
+    /// With label smoothing (Szegedy et al., 2016): `1 - smoothing` for the label, and `smoothing` spread over all classes.
+    pub(super) fn new(smoothing: f64, class_weights: Vec<f32>) -> Self {
+        let off = (smoothing / class_weights.len() as f64) as f32;
+        Self { on: (1.0 - smoothing) as f32, off, class_weights }
+    }
+
+    /// Turns the logits of a row into the derivative of its loss, `share` of which counts; returns the row's plain cross-entropy,
+    /// and whether its highest logit is the label's.
+    fn differentiate(&self, logits: &mut [f32], label: usize, share: f32) -> (f64, bool) {
+        let right = argmax(logits) == label;
+        let logit = logits[label];
+        let log_sum = softmax(logits);
+        logits[label] -= self.on;
+        let share = self.class_weights[label] * share;
+        logits.iter_mut().for_each(|value| *value = (*value - self.off) * share);
+        (log_sum - f64::from(logit), right)
+    }
+}
+
+/// What a step works on.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub(super) features: Features<'a>,
+    /// Label of each row of the matrix.
+    pub(super) labels: &'a [usize],
+    pub(super) target: &'a Target,
+    pub(super) learning_rate: f64,
+    pub(super) weight_decay: f64,
+    pub(super) l2: f64,
+}
+
+/// Moments of each weight, and room to work.
+pub(super) struct Adam {
+    pub(super) steps: u64,
+    pub(super) kernel: Moments,
+    pub(super) bias: Moments,
+    logits: Vec<Lanes>,
+    answers: Vec<f32>,
+    buffer: Vec<f32>,
+    shares: Vec<Share>,
+}
+
+impl Adam {
+    /// After so many steps.
+    pub(super) fn new(steps: u64, first: Dense, second: Dense) -> Self {
+        Self {
+            steps,
+            kernel: Moments { first: first.kernel, second: second.kernel },
+            bias: Moments { first: first.bias, second: second.bias },
+            logits: Vec::new(),
+            answers: Vec::new(),
+            buffer: Vec::new(),
+            shares: Vec::new(),
+        }
+    }
+
+    /// One step on one batch; returns loss and accuracy before the step.
+    pub(super) fn step(&mut self, layer: &mut Dense, task: &Task<'_>, batch: &[usize]) -> Tally {
+        self.steps += 1;
+        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let correction = (1.0 - BETA_2.powi(steps)).sqrt() / (1.0 - BETA_1.powi(steps));
+        let rate = (task.learning_rate * correction) as f32;
+        let kernel_pace = Pace { rate, decay: (task.learning_rate * task.weight_decay) as f32, l2: task.l2 as f32 };
+        let paces = [kernel_pace, Pace { rate, decay: 0.0, l2: 0.0 }];
+        if batch.len() > SHARE_ROWS && layer.kernel.len() < SHARED_KERNEL {
+            self.step_by_shares(layer, task, batch, paces)
+        } else {
+            self.step_at_once(layer, task, batch, paces)
+        }
+    }
+
+    fn step_at_once(&mut self, layer: &mut Dense, task: &Task<'_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
+        let rows = task.features.rows(batch, &mut self.buffer);
+        self.logits.resize(layer.panels() * batch.len(), Lanes::ZERO);
+        layer.forward(&rows, &mut self.logits);
+
+        let mut found = Tally::default();
+        let share = 1.0 / batch.len() as f32;
+        let parallel = layer.is_parallel(batch.len());
+        let classes = layer.classes();
+        if parallel {
+            self.answers.resize(classes * batch.len(), 0.0);
+            let rows = self.answers.par_chunks_exact_mut(classes).zip(batch).enumerate();
+            let scores = rows.map(|(position, (row, &index))| {
+                copy_row(&self.logits, batch.len(), position, row);
+                task.target.differentiate(row, task.labels[index], share)
+            });
+            scores.collect::<Vec<_>>().into_iter().for_each(|(loss, right)| found.count(loss, right));
+            for (position, row) in self.answers.chunks_exact(classes).enumerate() {
+                write_row(row, &mut self.logits, batch.len(), position);
+            }
+        } else {
+            self.answers.resize(classes, 0.0);
+            differentiate(task, batch, share, &mut self.answers, &mut self.logits, &mut found);
+        }
+
+        let [pace, bias_pace] = paces;
+        let width = layer.features();
+        let update = Update { simd: layer.simd, pace, rows: &rows };
+        update.panels(&self.logits, width, &mut layer.kernel, &mut self.kernel, parallel);
+        // The bias is the weight of a feature that is always 1.
+        let ones = vec![&[1.0_f32][..]; batch.len()];
+        let update = Update { pace: bias_pace, rows: &ones, ..update };
+        update.panels(&self.logits, 1, &mut layer.bias, &mut self.bias, false);
+        found
+    }
+
+    fn step_by_shares(&mut self, layer: &mut Dense, task: &Task<'_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
+        let count = batch.len().div_ceil(SHARE_ROWS).min(MOST_SHARES);
+        let parts = batch.par_chunks(batch.len().div_ceil(count));
+        self.shares.resize_with(parts.len(), Share::default);
+        let share = 1.0 / batch.len() as f32;
+        self.shares.par_iter_mut().zip(parts).with_max_len(1).for_each(|(part, rows)| part.gather(layer, task, rows, share));
+
+        let mut found = Tally::default();
+        self.shares.iter().for_each(|part| found.add(&part.found));
+        let simd = layer.simd;
+        let [pace, bias_pace] = paces;
+        let kernels: Vec<&[Lanes]> = self.shares.iter().map(|part| &part.kernel[..]).collect();
+        let weights = layer.kernel.par_chunks_mut(TASK_FEATURES);
+        let moments = self.kernel.first.par_chunks_mut(TASK_FEATURES).zip(self.kernel.second.par_chunks_mut(TASK_FEATURES));
+        weights.zip(moments).enumerate().for_each(|(chunk, (weights, (first, second)))| {
+            let start = chunk * TASK_FEATURES;
+            let parts: Vec<&[Lanes]> = kernels.iter().map(|part| &part[start..start + weights.len()]).collect();
+            simd.run(Finish { pace, parts: &parts, weights, first, second });
+        });
+        let parts: Vec<&[Lanes]> = self.shares.iter().map(|part| &part.bias[..]).collect();
+        let Moments { first, second } = &mut self.bias;
+        simd.run(Finish { pace: bias_pace, parts: &parts, weights: &mut layer.bias, first, second });
+        found
+    }
+}
+
+/// Logits `[panel][row]` become the derivative of the batch's mean loss.
+fn differentiate(task: &Task<'_>, batch: &[usize], share: f32, row: &mut [f32], logits: &mut [Lanes], found: &mut Tally) {
+    for (position, &index) in batch.iter().enumerate() {
+        copy_row(logits, batch.len(), position, row);
+        let (loss, right) = task.target.differentiate(row, task.labels[index], share);
+        found.count(loss, right);
+        write_row(row, logits, batch.len(), position);
+    }
+}
+
+/// One task's part of a large batch: its gradient, and room to work.
+#[derive(Default)]
+struct Share {
+    kernel: Vec<Lanes>,
+    bias: Vec<Lanes>,
+    found: Tally,
+    logits: Vec<Lanes>,
+    row: Vec<f32>,
+    buffer: Vec<f32>,
+}
+
+impl Share {
+    /// Sums the gradient over its rows.
+    fn gather(&mut self, layer: &Dense, task: &Task<'_>, batch: &[usize], share: f32) {
+        zero(&mut self.kernel, layer.kernel.len());
+        zero(&mut self.bias, layer.panels());
+        self.found = Tally::default();
+        self.row.resize(layer.classes(), 0.0);
+        let ones = [&[1.0_f32][..]; BLOCK_ROWS];
+        for block in batch.chunks(BLOCK_ROWS) {
+            let rows = task.features.rows(block, &mut self.buffer);
+            self.logits.resize(layer.panels() * block.len(), Lanes::ZERO);
+            layer.forward_here(&rows, &mut self.logits);
+            differentiate(task, block, share, &mut self.row, &mut self.logits, &mut self.found);
+            let panels = self.logits.chunks_exact(block.len()).zip(self.kernel.chunks_exact_mut(layer.features()));
+            for ((errors, sums), bias) in panels.zip(&mut self.bias) {
+                layer.simd.run(Accumulate { rows: &rows, errors, sums });
+                let (rows, sums) = (&ones[..block.len()], std::slice::from_mut(bias));
+                layer.simd.run(Accumulate { rows, errors, sums });
+            }
+        }
+    }
+}
+
+fn zero(lanes: &mut Vec<Lanes>, length: usize) {
+    lanes.clear();
+    lanes.resize(length, Lanes::ZERO);
+}
