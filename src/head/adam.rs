@@ -81,9 +81,9 @@ pub(super) fn solve(
 }
 
 /// What changes from step to step, and what it follows.
-struct Training<'a> {
-    params: &'a HeadValidParams,
-    problem: &'a Problem<'a>,
+struct Training<'p, 'a> {
+    params: &'p HeadValidParams,
+    problem: &'p Problem<'a>,
     target: Target,
     rates: Rates,
     layer: Dense,
@@ -92,7 +92,7 @@ struct Training<'a> {
     first_loss: Option<f64>,
 }
 
-impl Training<'_> {
+impl Training<'_, '_> {
     /// Trains on every row once and scores the hold-out.
     fn epoch(&mut self, epoch: usize) -> Result<EpochRecord, HeadError> {
         let start = Instant::now();

@@ -61,13 +61,13 @@ impl<'a> Features<'a> {
 }
 
 /// Standardizes a row and drops features of it.
-struct Prepare<'a> {
-    features: &'a Features<'a>,
+struct Prepare<'f, 'a> {
+    features: &'f Features<'a>,
     index: usize,
-    row: &'a mut [f32],
+    row: &'f mut [f32],
 }
 
-impl Kernel for Prepare<'_> {
+impl Kernel for Prepare<'_, '_> {
     /// Plain loops, which are compiled with the instruction set of `V`.
     #[inline(always)]
     unsafe fn run<V: Vector, const ROWS: usize, const FEATURES: usize>(self) {

@@ -62,11 +62,11 @@ impl Target {
 
 /// What a step works on.
 #[derive(Clone, Copy)]
-pub(super) struct Task<'a> {
+pub(super) struct Task<'t, 'a> {
     pub(super) features: Features<'a>,
     /// Label of each row of the matrix.
-    pub(super) labels: &'a [usize],
-    pub(super) target: &'a Target,
+    pub(super) labels: &'t [usize],
+    pub(super) target: &'t Target,
     pub(super) learning_rate: f64,
     pub(super) weight_decay: f64,
     pub(super) l2: f64,
@@ -98,7 +98,7 @@ impl Adam {
     }
 
     /// One step on one batch; returns loss and accuracy before the step.
-    pub(super) fn step(&mut self, layer: &mut Dense, task: &Task<'_>, batch: &[usize]) -> Tally {
+    pub(super) fn step(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize]) -> Tally {
         self.steps += 1;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let correction = (1.0 - BETA_2.powi(steps)).sqrt() / (1.0 - BETA_1.powi(steps));
@@ -112,7 +112,7 @@ impl Adam {
         }
     }
 
-    fn step_at_once(&mut self, layer: &mut Dense, task: &Task<'_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
+    fn step_at_once(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
         let rows = task.features.rows(batch, &mut self.buffer);
         self.logits.resize(layer.panels() * batch.len(), Lanes::ZERO);
         layer.forward(&rows, &mut self.logits);
@@ -148,7 +148,7 @@ impl Adam {
         found
     }
 
-    fn step_by_shares(&mut self, layer: &mut Dense, task: &Task<'_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
+    fn step_by_shares(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
         let count = batch.len().div_ceil(SHARE_ROWS).min(MOST_SHARES);
         let parts = batch.par_chunks(batch.len().div_ceil(count));
         self.shares.resize_with(parts.len(), Share::default);
@@ -175,7 +175,7 @@ impl Adam {
 }
 
 /// Logits `[panel][row]` become the derivative of the batch's mean loss.
-fn differentiate(task: &Task<'_>, batch: &[usize], share: f32, row: &mut [f32], logits: &mut [Lanes], found: &mut Tally) {
+fn differentiate(task: &Task<'_, '_>, batch: &[usize], share: f32, row: &mut [f32], logits: &mut [Lanes], found: &mut Tally) {
     for (position, &index) in batch.iter().enumerate() {
         copy_row(logits, batch.len(), position, row);
         let (loss, right) = task.target.differentiate(row, task.labels[index], share);
@@ -197,7 +197,7 @@ struct Share {
 
 impl Share {
     /// Sums the gradient over its rows.
-    fn gather(&mut self, layer: &Dense, task: &Task<'_>, batch: &[usize], share: f32) {
+    fn gather(&mut self, layer: &Dense, task: &Task<'_, '_>, batch: &[usize], share: f32) {
         zero(&mut self.kernel, layer.kernel.len());
         zero(&mut self.bias, layer.panels());
         self.found = Tally::default();

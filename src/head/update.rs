@@ -97,14 +97,14 @@ impl Kernel for UpdateFeatures<'_> {
             for (group, ((weights, first), second)) in groups.enumerate() {
                 let start = self.start + group * FEATURES;
                 let gradients = gradients::<V, FEATURES>(self.rows, start, self.errors, [V::splat(0.0); FEATURES]);
-                step::<V>(self.pace, gradients, weights, first, second);
+                step::<V, _>(self.pace, gradients, weights, first, second);
             }
             let rest = weights_rest.as_chunks_mut::<1>().0.iter_mut();
             let rest = rest.zip(first_rest.as_chunks_mut::<1>().0).zip(second_rest.as_chunks_mut::<1>().0);
             for (feature, ((weights, first), second)) in rest.enumerate() {
                 let start = self.start + whole + feature;
                 let gradients = gradients::<V, 1>(self.rows, start, self.errors, [V::splat(0.0)]);
-                step::<V>(self.pace, gradients, weights, first, second);
+                step::<V, _>(self.pace, gradients, weights, first, second);
             }
         }
     }
@@ -158,7 +158,7 @@ impl Kernel for Finish<'_> {
                 for part in self.parts {
                     sum = sum.add(V::load(&part[place]));
                 }
-                step::<V>(self.pace, [sum], weights, first, second);
+                step::<V, _>(self.pace, [sum], weights, first, second);
             }
         }
     }
