@@ -115,9 +115,10 @@ impl Training<'_, '_> {
             l2: params.l2(),
         };
         let mut seen = Tally::default();
-        for batch in order.chunks(params.batch_size) {
+        let batches = || order.chunks(params.batch_size);
+        for (batch, next) in batches().zip(batches().skip(1).chain([&[][..]])) {
             task.learning_rate = self.rates.at(self.adam.steps);
-            let found = self.adam.step(&mut self.layer, &task, batch);
+            let found = self.adam.step(&mut self.layer, &task, batch, next);
             seen.add(&found);
             if !found.loss.is_finite() {
                 return Err(diverged(found.mean_loss()));
@@ -153,3 +154,6 @@ impl Training<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,6 +88,12 @@ impl<'a> Checkpoints<'a> {
         Self { path: path.into(), key: key.into(), observe, every, last }
     }
 
+    /// Checkpoints at an epoch's end when another time has passed.
+    #[must_use]
+    pub fn every(self, every: Duration) -> Self {
+        Self { every, ..self }
+    }
+
     /// The checkpoint, if there is one of this fit that can be used.
     pub(super) fn resume(&self, shape: (usize, usize), epochs: usize) -> Option<State> {
         let bytes = match fs::read(&self.path) {
@@ -169,7 +175,7 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// The state; none where it is of another fit.
-    fn read(&self, bytes: &[u8], (features, classes): (usize, usize), epochs: usize) -> Result<Option<State>, String> {
+    pub(super) fn read(&self, bytes: &[u8], (features, classes): (usize, usize), epochs: usize) -> Result<Option<State>, String> {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| format!("not a safetensors file: {error}"))?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| format!("not a safetensors file: {error}"))?;
         let entry = header.metadata().as_ref().and_then(|metadata| metadata.get(ENTRY));

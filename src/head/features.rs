@@ -35,9 +35,11 @@ impl<'a> Features<'a> {
     where
         'a: 'b,
     {
-        let in_place = self.x.ncols() <= 1 || self.x.strides()[1] == 1;
-        if in_place && self.standardization.is_none() && self.dropout.is_none() {
-            return indices.iter().filter_map(|&index| self.x.index_axis_move(Axis(0), index).to_slice()).collect();
+        if self.standardization.is_none()
+            && self.dropout.is_none()
+            && let Some(rows) = self.raw(indices)
+        {
+            return rows;
         }
         let width = self.width();
         buffer.resize(indices.len() * width, 0.0);
@@ -45,6 +47,12 @@ impl<'a> Features<'a> {
             self.copy_row(index, out);
         }
         buffer.chunks_exact(width).collect()
+    }
+
+    /// The rows as they lie in the matrix, if it is row-major.
+    pub(super) fn raw(&self, indices: &[usize]) -> Option<Vec<&'a [f32]>> {
+        let in_place = self.x.ncols() <= 1 || self.x.strides()[1] == 1;
+        in_place.then(|| indices.iter().filter_map(|&index| self.x.index_axis_move(Axis(0), index).to_slice()).collect())
     }
 
     /// Copies one row; standardized, and with features dropped, if that is asked for.

@@ -246,4 +246,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

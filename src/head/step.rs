@@ -18,15 +18,16 @@ use super::tally::Tally;
 use super::update::{Accumulate, BETA_1, BETA_2, Finish, Moments, Pace, TASK_FEATURES, Update};
 use crate::evaluate::{argmax, softmax};
 
-/// Rows of a share at least: below, adding the shares up would cost more than it saves.
-const SHARE_ROWS: usize = 128;
+/// Rows of a share at least, for a kernel that a core's cache holds and for one that it does not: below, adding the shares up
+/// would cost more than it saves.
+const SHARE_ROWS: [usize; 2] = [128, 512];
 
-/// Shares at most.
+/// Vectors of a kernel that counts as large.
+const LARGE_KERNEL: usize = 1 << 15;
+
+/// Shares at most, and vectors in all of their gradients: 64 MiB.
 const MOST_SHARES: usize = 16;
-
-/// Weights, in vectors, from which on threads divide classes and features instead of rows: the shares' gradients would take
-/// `MOST_SHARES` times the memory of the kernel.
-const SHARED_KERNEL: usize = 1 << 15;
+const MOST_VECTORS: usize = 1 << 20;
 
 /// Rows that are read once for forward and gradient: with 1,280 features, half a core's L2 cache.
 const BLOCK_ROWS: usize = 64;
@@ -97,22 +98,22 @@ impl Adam {
         }
     }
 
-    /// One step on one batch; returns loss and accuracy before the step.
-    pub(super) fn step(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize]) -> Tally {
+    /// One step on one batch; returns loss and accuracy before the step. `next` is the batch that comes after.
+    pub(super) fn step(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], next: &[usize]) -> Tally {
         self.steps += 1;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let correction = (1.0 - BETA_2.powi(steps)).sqrt() / (1.0 - BETA_1.powi(steps));
         let rate = (task.learning_rate * correction) as f32;
         let kernel_pace = Pace { rate, decay: (task.learning_rate * task.weight_decay) as f32, l2: task.l2 as f32 };
         let paces = [kernel_pace, Pace { rate, decay: 0.0, l2: 0.0 }];
-        if batch.len() > SHARE_ROWS && layer.kernel.len() < SHARED_KERNEL {
-            self.step_by_shares(layer, task, batch, paces)
-        } else {
-            self.step_at_once(layer, task, batch, paces)
+        match shares(batch.len(), layer.kernel.len()) {
+            1 => self.step_at_once(layer, task, [batch, next], paces),
+            count => self.step_by_shares(layer, task, batch, count, paces),
         }
     }
 
-    fn step_at_once(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
+    fn step_at_once(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batches: [&[usize]; 2], paces: [Pace; 2]) -> Tally {
+        let [batch, next] = batches;
         let rows = task.features.rows(batch, &mut self.buffer);
         self.logits.resize(layer.panels() * batch.len(), Lanes::ZERO);
         layer.forward(&rows, &mut self.logits);
@@ -139,17 +140,25 @@ impl Adam {
 
         let [pace, bias_pace] = paces;
         let width = layer.features();
-        let update = Update { simd: layer.simd, pace, rows: &rows };
+        // Shuffled rows come from anywhere in memory: asked for while this batch is computed, they need not be waited for.
+        let ahead = if parallel { None } else { task.features.raw(next) }.unwrap_or_default();
+        let update = Update { simd: layer.simd, pace, rows: &rows, ahead: &ahead };
         update.panels(&self.logits, width, &mut layer.kernel, &mut self.kernel, parallel);
         // The bias is the weight of a feature that is always 1.
         let ones = vec![&[1.0_f32][..]; batch.len()];
-        let update = Update { pace: bias_pace, rows: &ones, ..update };
+        let update = Update { pace: bias_pace, rows: &ones, ahead: &[], ..update };
         update.panels(&self.logits, 1, &mut layer.bias, &mut self.bias, false);
         found
     }
 
-    fn step_by_shares(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], paces: [Pace; 2]) -> Tally {
-        let count = batch.len().div_ceil(SHARE_ROWS).min(MOST_SHARES);
+    fn step_by_shares(
+        &mut self,
+        layer: &mut Dense,
+        task: &Task<'_, '_>,
+        batch: &[usize],
+        count: usize,
+        paces: [Pace; 2],
+    ) -> Tally {
         let parts = batch.par_chunks(batch.len().div_ceil(count));
         self.shares.resize_with(parts.len(), Share::default);
         let share = 1.0 / batch.len() as f32;
@@ -172,6 +181,12 @@ impl Adam {
         simd.run(Finish { pace: bias_pace, parts: &parts, weights: &mut layer.bias, first, second });
         found
     }
+}
+
+/// Into how many shares a batch is divided; it follows from the sizes alone.
+fn shares(rows: usize, kernel: usize) -> usize {
+    let least = SHARE_ROWS[usize::from(kernel > LARGE_KERNEL)];
+    rows.div_ceil(least).min(MOST_SHARES).min(MOST_VECTORS / kernel).max(1)
 }
 
 /// Logits `[panel][row]` become the derivative of the batch's mean loss.

@@ -37,6 +37,8 @@ pub(super) struct Update<'a> {
     pub(super) simd: Simd,
     pub(super) pace: Pace,
     pub(super) rows: &'a [&'a [f32]],
+    /// Rows of the next batch, to be brought into the cache meanwhile; what they hold does not matter here.
+    pub(super) ahead: &'a [&'a [f32]],
 }
 
 /// Errors and weights, first and second moments of one panel.
@@ -68,7 +70,16 @@ impl Update<'_> {
     }
 
     fn features(&self, start: usize, errors: &[Lanes], weights: &mut [Lanes], first: &mut [Lanes], second: &mut [Lanes]) {
-        self.simd.run(UpdateFeatures { pace: self.pace, rows: self.rows, start, errors, weights, first, second });
+        self.simd.run(UpdateFeatures {
+            pace: self.pace,
+            rows: self.rows,
+            ahead: self.ahead,
+            start,
+            errors,
+            weights,
+            first,
+            second,
+        });
     }
 }
 
@@ -76,6 +87,7 @@ impl Update<'_> {
 struct UpdateFeatures<'a> {
     pace: Pace,
     rows: &'a [&'a [f32]],
+    ahead: &'a [&'a [f32]],
     start: usize,
     errors: &'a [Lanes],
     weights: &'a mut [Lanes],
@@ -96,6 +108,7 @@ impl Kernel for UpdateFeatures<'_> {
             let groups = groups.zip(first.as_chunks_mut::<FEATURES>().0).zip(second.as_chunks_mut::<FEATURES>().0);
             for (group, ((weights, first), second)) in groups.enumerate() {
                 let start = self.start + group * FEATURES;
+                self.ahead.iter().for_each(|row| V::prefetch(&row[start]));
                 let gradients = gradients::<V, FEATURES>(self.rows, start, self.errors, [V::splat(0.0); FEATURES]);
                 step::<V, _>(self.pace, gradients, weights, first, second);
             }

@@ -8,16 +8,16 @@ use super::*;
 use crate::head::HeadParams;
 
 /// A case small enough to be computed elsewhere: 23 rows of 5 features, 3 classes; the last 5 rows are held out.
-struct Small {
-    x: Array2<f32>,
-    labels: Vec<Option<i32>>,
-    classes: Vec<String>,
-    train: Vec<usize>,
-    holdout: Vec<usize>,
+pub(in crate::head) struct Small {
+    pub(in crate::head) x: Array2<f32>,
+    pub(in crate::head) labels: Vec<Option<i32>>,
+    pub(in crate::head) classes: Vec<String>,
+    pub(in crate::head) train: Vec<usize>,
+    pub(in crate::head) holdout: Vec<usize>,
 }
 
 impl Small {
-    fn new() -> Self {
+    pub(in crate::head) fn new() -> Self {
         Self {
             x: Array2::from_shape_fn((23, 5), |(row, feature)| ((row * 7 + feature * 3) % 11) as f32 / 10.0),
             labels: (0..23).map(|row| Some((row * row + row / 4) % 3)).collect(),
@@ -27,17 +27,21 @@ impl Small {
         }
     }
 
-    fn examples(&self) -> Examples<'_> {
+    pub(in crate::head) fn examples(&self) -> Examples<'_> {
         let Self { x, labels, classes, train, holdout } = self;
         Examples { x: x.view(), labels, train, holdout, classes }
     }
 
-    fn fit(&self, params: HeadParams) -> Result<Fitted, HeadError> {
+    pub(in crate::head) fn fit(&self, params: HeadParams) -> Result<Fitted, HeadError> {
         fit(&params.check()?, &self.examples(), &mut |_| ControlFlow::Continue(()))
     }
 }
 
-fn assert_near<'a>(found: impl IntoIterator<Item = &'a f32>, expected: impl IntoIterator<Item = f64>, within: f64) {
+pub(in crate::head) fn assert_near<'a>(
+    found: impl IntoIterator<Item = &'a f32>,
+    expected: impl IntoIterator<Item = f64>,
+    within: f64,
+) {
     let (found, expected): (Vec<_>, Vec<_>) = (found.into_iter().collect(), expected.into_iter().collect());
     assert_eq!(found.len(), expected.len());
     for (&found, expected) in found.into_iter().zip(expected) {
@@ -45,7 +49,7 @@ fn assert_near<'a>(found: impl IntoIterator<Item = &'a f32>, expected: impl Into
     }
 }
 
-fn weights() -> Weights {
+pub(in crate::head) fn weights() -> Weights {
     let kernel = Array2::from_shape_fn((5, 3), |(feature, class)| (((feature * 3 + class * 5) % 7) as f32 - 3.0) / 10.0);
     Weights { kernel, bias: array![0.1, 0.0, -0.1] }
 }
@@ -60,7 +64,7 @@ fn adam_takes_the_steps_of_keras() {
         assert_eq!(record.epoch, told);
         ControlFlow::Continue(())
     });
-    let Fitted { head, history } = fitted.unwrap();
+    let Fitted { head, history, .. } = fitted.unwrap();
     let expected = [
         (1.153_737_744, 5.0 / 18.0, 1.107_188_000, 0.2),
         (1.074_203_716, 7.0 / 18.0, 1.080_009_577, 0.4),
@@ -111,7 +115,7 @@ fn adam_lands_where_keras_landed() {
     let params = HeadParams { epochs: count("epochs"), batch_size: count("batch_size"), shuffle: false, ..HeadParams::default() };
     let initial = Weights { kernel: matrix("kernel_init", classes), bias: matrix("bias_init", classes).row(0).to_owned() };
     let examples = Examples { x: x.view(), labels: &labels, train: &split.train, holdout: &split.holdout, classes: &names };
-    let Fitted { head, history } =
+    let Fitted { head, history, .. } =
         fit_from(&params.check().unwrap(), &examples, &initial, &mut |_| ControlFlow::Continue(())).unwrap();
 
     let curve = |of: fn(&EpochRecord) -> f64| history.iter().map(|record| of(record) as f32).collect::<Vec<_>>();
