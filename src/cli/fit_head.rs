@@ -64,9 +64,11 @@ pub fn summary(pipeline: &Pipeline, fit: &Fit) -> String {
         let score = score.as_ref()?;
         let [low, high] = score.accuracy_interval;
         Some(format!(
-            "  {name:<9} accuracy {:.4} (95 %: {low:.3} to {high:.3})  loss {:.4}  {} rows",
+            "  {name:<9} accuracy {:.4} (95 %: {low:.3} to {high:.3})  loss {:.4}  macro F1 {:.4}  ECE {:.3}  {} rows",
             score.accuracy,
             score.loss,
+            score.averages.macro_f1,
+            score.calibration.ece,
             say::count(score.rows)
         ))
     };

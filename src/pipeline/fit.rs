@@ -95,10 +95,17 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     let head = fitted.head.with_store_key(&manifest.key);
 
     let mut predictions = Predictions::default();
+    let mut temperature = None;
     let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Result<Option<SplitScore>, PipelineError> {
         let mut logits = logits(&head, features, rows)?;
         let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels[row]).collect();
-        let score = evaluate::score(logits.view(), &labels)?;
+        let mut score = evaluate::score(logits.view(), &labels, classes)?;
+        if name == "validation" {
+            temperature = evaluate::temperature(logits.view(), &labels)?;
+        }
+        if let (Some(score), Some(temperature)) = (&mut score, temperature.filter(|_| name != "train")) {
+            score.scaled = evaluate::at_temperature(logits.view(), &labels, temperature)?;
+        }
         predictions.ids.extend(rows.iter().map(|&row| features.ids[row].clone()));
         predictions.splits.extend(rows.iter().map(|_| name.to_owned()));
         predictions.labels.extend(labels);
@@ -144,6 +151,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         train,
         validation,
         test,
+        temperature,
         head: settings,
     };
     write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
@@ -192,7 +200,7 @@ impl Rows {
     fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
         let present = store.manifest().splits();
         let has = |name: &str| present.iter().any(|split| split == name);
-        let own = asked.is_none() && has("validation");
+        let own = asked.is_none_or(|kind| kind == HoldOut::Source) && has("validation");
         let fitting = store.load(if own { &["train", "validation"] } else { &["train"] })?;
         let first = if own { store.manifest().rows("train") } else { fitting.ids.len() };
         let validation = first..fitting.ids.len();
@@ -208,7 +216,7 @@ impl Rows {
         let mut division = if self.validation.is_empty() {
             let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
             let kind = params.split.unwrap_or(default);
-            let split = head::hold_out(kind, params.validation_split, &self.fitting.ids, &self.fitting.labels, classes)?;
+            let split = head::hold_out(&params.rule(kind), &self.fitting.ids, &self.fitting.labels, classes)?;
             Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
         } else {
             let holdout = labelled(self.validation.clone());
