@@ -8,6 +8,7 @@ mod calibration;
 mod confusion;
 mod error;
 mod interval;
+mod mcnemar;
 mod roc;
 mod score;
 mod softmax;
@@ -17,6 +18,7 @@ pub use calibration::{Bin, Calibration, Scaled, at_temperature, temperature};
 pub use confusion::{Averages, ClassScore};
 pub use error::EvaluateError;
 pub use interval::wilson_interval;
+pub use mcnemar::McNemar;
 pub use score::{TopK, score};
 pub use softmax::{argmax, log_sum_exp, softmax};
 
