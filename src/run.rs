@@ -107,6 +107,30 @@ pub struct SplitRecord {
     pub holdout: usize,
 }
 
+/// Scores of a classifier that needs no fitting.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaselineScore {
+    /// `majority`, `nearest_mean`, `nearest_neighbours`.
+    pub name: String,
+    /// Wall time, seconds.
+    pub seconds: f64,
+    /// On the hold-out.
+    pub validation: Option<BaselineSplit>,
+    /// On the test split.
+    pub test: Option<BaselineSplit>,
+}
+
+/// Accuracy of a baseline on one split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaselineSplit {
+    /// Labelled rows.
+    pub rows: usize,
+    /// 0 to 1.
+    pub accuracy: f64,
+    /// Wilson 95 % interval of `accuracy`.
+    pub accuracy_interval: [f64; 2],
+}
+
 /// `metrics.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
@@ -139,6 +163,9 @@ pub struct Metrics {
     /// The temperature that is best for the loss on the hold-out: divide the logits by it for probabilities that can be trusted
     /// more. Not applied to predictions; none where there is no hold-out or no best one.
     pub temperature: Option<f64>,
+    /// Classifiers that need no fitting, where they were asked for.
+    #[serde(default)]
+    pub baselines: Vec<BaselineScore>,
     /// The settings of the head as resolved.
     pub head: serde_json::Value,
 }
@@ -261,14 +288,22 @@ impl RunDir {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_history(&self, history: &[EpochRecord]) -> Result<(), RunError> {
-        let path = self.file("history.csv");
+        self.write_table("history.csv", history)
+    }
+
+    /// Writes a table as CSV.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_table<T: Serialize>(&self, name: &str, rows: &[T]) -> Result<(), RunError> {
+        let path = self.file(name);
         let damaged = |reason: String| RunError::Damaged { path: path.clone(), reason };
         let mut writer = csv::Writer::from_writer(Vec::new());
-        for record in history {
-            writer.serialize(record).map_err(|error| damaged(error.to_string()))?;
+        for row in rows {
+            writer.serialize(row).map_err(|error| damaged(error.to_string()))?;
         }
         let bytes = writer.into_inner().map_err(|error| damaged(error.to_string()))?;
-        self.write("history.csv", &bytes)
+        self.write(name, &bytes)
     }
 
     /// Writes `predictions.parquet`: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list of `classes`).

@@ -101,7 +101,10 @@ mod tests {
         // 100 rows, 20 against 10: -10.0 / 102, sqrt(31 - 100 / 102) / 102, by hand.
         let found = McNemar::of(100, 20, 10).unwrap();
         assert!((found.difference + 0.1).abs() < 1e-15);
-        assert!((found.interval[0] + 0.203_320_318_755).abs() < 1e-9 && (found.interval[1] - 0.007_241_887_363).abs() < 1e-9, "{found:?}");
+        assert!(
+            (found.interval[0] + 0.203_320_318_755).abs() < 1e-9 && (found.interval[1] - 0.007_241_887_363).abs() < 1e-9,
+            "{found:?}"
+        );
     }
 
     #[test]

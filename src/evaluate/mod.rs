@@ -17,7 +17,7 @@ pub use bootstrap::Bootstrap;
 pub use calibration::{Bin, Calibration, Scaled, at_temperature, temperature};
 pub use confusion::{Averages, ClassScore};
 pub use error::EvaluateError;
-pub use interval::wilson_interval;
+pub use interval::{mean_interval, wilson_interval};
 pub use mcnemar::McNemar;
 pub use score::{TopK, score};
 pub use softmax::{argmax, log_sum_exp, softmax};

@@ -123,7 +123,7 @@ pub fn fit_from(
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.
-fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
+pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
     let (rows, classes) = (examples.x.nrows(), examples.classes.len());
     if examples.labels.len() != rows {
         return Err(HeadError::Size { what: "labels", found: examples.labels.len(), expected: rows });

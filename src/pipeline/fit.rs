@@ -152,6 +152,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         validation,
         test,
         temperature,
+        baselines: Vec::new(),
         head: settings,
     };
     write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
@@ -180,24 +181,24 @@ fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
 }
 
 /// The rows in memory: those to fit on with those held out, and those to score at the end.
-struct Rows {
-    fitting: SplitFeatures,
+pub(super) struct Rows {
+    pub(super) fitting: SplitFeatures,
     /// Rows of `fitting` that the source itself sets aside for validation.
     validation: Range<usize>,
-    test: Option<SplitFeatures>,
+    pub(super) test: Option<SplitFeatures>,
 }
 
 /// Which rows of `Rows::fitting` are for what.
-struct Division {
-    train: Vec<usize>,
-    holdout: Vec<usize>,
+pub(super) struct Division {
+    pub(super) train: Vec<usize>,
+    pub(super) holdout: Vec<usize>,
     kind: String,
     warnings: Vec<String>,
 }
 
 impl Rows {
     /// Loads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
-    fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
+    pub(super) fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
         let present = store.manifest().splits();
         let has = |name: &str| present.iter().any(|split| split == name);
         let own = asked.is_none_or(|kind| kind == HoldOut::Source) && has("validation");
@@ -208,7 +209,7 @@ impl Rows {
         Ok(Self { fitting, validation, test })
     }
 
-    fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
+    pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
         let classes = &store.manifest().classes;
         let labelled = |rows: Range<usize>| rows.filter(|&row| self.fitting.labels[row].is_some()).collect::<Vec<_>>();
         let train = labelled(0..self.validation.start);
@@ -230,7 +231,7 @@ impl Rows {
     }
 
     /// Puts the image's id into an error that knows its row alone.
-    fn name(&self, error: HeadError) -> PipelineError {
+    pub(super) fn name(&self, error: HeadError) -> PipelineError {
         match error {
             HeadError::NotFinite { row, .. } => {
                 PipelineError::BadFeatures { id: self.fitting.ids.get(row).cloned().unwrap_or_default() }

@@ -2,6 +2,7 @@
 
 mod compare;
 mod extract;
+mod extras;
 mod fit;
 mod proof;
 mod report;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use compare::{ComparedRun, Comparison, Pair, compare};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
+pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
 pub use report::{Reported, report};

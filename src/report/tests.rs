@@ -57,6 +57,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         validation: score("validation"),
         test: score("test"),
         temperature: None,
+        baselines: Vec::new(),
         head: serde_json::json!({"epochs": 2, "learning_rate": 1e-3, "l2": null}),
     };
     run.write_history(&[epoch(1, 1.5), epoch(2, 0.75)]).unwrap();

@@ -61,3 +61,25 @@ fn hold_outs_by_group_and_of_the_source() {
     let said = scratch.fails(2, &["fit-head", "--features", "f", "--run", "r", "--group", "_"]);
     assert!(said.contains("grouped"), "{said}");
 }
+
+#[test]
+fn baselines_and_few_shots_are_beside_the_head() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog", "owl"], 12);
+    scratch.ok(&[&["extract"][..], &quick(&data, &["--features", "f"])].concat());
+    let flags = ["fit-head", "--features", "f", "--run", "r", "--baselines", "--shots", "2,100", "--repeats", "3"];
+    let ran = scratch.ok(&flags);
+    assert!(ran.stdout.contains("nearest neighbours") && ran.stdout.contains("images a class"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("fewer than 100"), "{}", ran.stderr);
+    let found = scratch.json(&flags);
+    let names: Vec<_> = found["baselines"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["majority", "nearest_mean", "nearest_neighbours"]);
+    let shots = found["shots"].as_array().unwrap();
+    assert_eq!((shots.len(), shots[0]["repeats"].as_array().unwrap().len()), (2, 3));
+    let table = fs::read_to_string(scratch.path("r/shots.csv")).unwrap();
+    assert_eq!(table.lines().next(), Some("shots,repeat,rows,accuracy"));
+    assert_eq!(table.lines().skip(1).map(|line| line.split(',').nth(2).unwrap()).collect::<Vec<_>>()[..3], ["6", "6", "6"]);
+    let recorded: serde_json::Value = serde_json::from_str(&fs::read_to_string(scratch.path("r/metrics.json")).unwrap()).unwrap();
+    assert_eq!(recorded["baselines"], found["baselines"]);
+    scratch.fails(2, &["fit-head", "--features", "f", "--run", "r", "--shots", "0"]);
+}
