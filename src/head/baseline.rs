@@ -136,7 +136,7 @@ mod tests {
         let x = Array2::from_shape_fn((1550, 9), |(row, column)| {
             noise(row, column) * 4.0 + if column % 3 == row % 3 { 1.5 } else { 0.5 }
         });
-        let labels: Vec<Option<i32>> = (0..1550).map(|row| Some(if row % 10 == 0 { 1 } else { (row % 3) as i32 })).collect();
+        let labels: Vec<Option<i32>> = (0..1550).map(|row| Some(if row % 10 == 0 { 1 } else { row % 3 })).collect();
         let (train, rows): (Vec<usize>, Vec<usize>) = ((0..1500).collect(), (1500..1550).collect());
         let classes = ["a", "b", "c"].map(str::to_owned);
         let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &[], classes: &classes };
