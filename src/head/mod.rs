@@ -30,23 +30,30 @@
 //! ```
 
 mod adam;
+mod baseline;
 mod dense;
 mod error;
 mod features;
 mod file;
 mod fit;
+mod group;
 mod holdout;
+mod kfold;
 mod logistic;
 mod model;
 mod params;
+mod shots;
 mod simd;
 mod standardize;
 mod tally;
 
+pub use baseline::{NEIGHBOURS, majority, nearest_mean, nearest_neighbours};
 pub use error::HeadError;
 pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from};
-pub use holdout::{Split, hold_out, lacking};
+pub use holdout::{Rule, Split, hold_out, lacking};
+pub use kfold::kfold;
 pub use linfa::ParamGuard;
 pub use model::Head;
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
+pub use shots::few;
 pub use standardize::Standardization;
