@@ -22,11 +22,12 @@ use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
+use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, Scaled, TopK};
 use crate::head::Checkpoints;
 use crate::persist::persist;
 
 /// Version of `metrics.json`; another version is refused.
-pub const METRICS_SCHEMA: u32 = 1;
+pub const METRICS_SCHEMA: u32 = 2;
 
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
@@ -63,23 +64,42 @@ pub enum RunError {
     },
 }
 
-/// Scores of one split.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Scores of one split. What is undefined is null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SplitScore {
     /// Labelled rows that were scored.
     pub rows: usize,
     /// Mean cross-entropy, natural logarithm.
     pub loss: f64,
+    /// Normal 95 % interval of `loss`, by its standard error; none for one row.
+    pub loss_interval: Option<[f64; 2]>,
     /// Share of rows whose most probable class is the label, 0 to 1.
     pub accuracy: f64,
     /// Wilson 95 % interval of `accuracy`.
     pub accuracy_interval: [f64; 2],
+    /// `macro_precision`, `balanced_accuracy`, `macro_f1`, `weighted_f1`.
+    #[serde(flatten)]
+    pub averages: Averages,
+    /// Top-5 accuracy; top-K where there are fewer classes.
+    pub top_k: TopK,
+    /// Area under the ROC curve, one against the rest, mean over the classes; none where a class has no row, or every row.
+    pub roc_auc: Option<f64>,
+    /// Intervals by the bootstrap.
+    pub bootstrap: Bootstrap,
+    /// How far confidence and accuracy agree.
+    pub calibration: Calibration,
+    /// Loss and calibration at [`Metrics::temperature`]; none for the rows trained on.
+    pub scaled: Option<Scaled>,
+    /// `[K][K]`, row the label, column the answer; none above 100 classes.
+    pub confusion: Option<Vec<Vec<usize>>>,
+    /// One figure a class, in the order of the class list.
+    pub per_class: Vec<ClassScore>,
 }
 
 /// How the rows of `train` were divided.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SplitRecord {
-    /// `tail`, `stratified`, or `source` where the source has a validation split of its own.
+    /// `tail`, `stratified`, `random`, `hash`, `grouped`, or `source` where the source has a validation split of its own.
     pub kind: String,
     /// Share of the rows that was asked for, 0 to 1.
     pub fraction: f64,
@@ -87,6 +107,30 @@ pub struct SplitRecord {
     pub train: usize,
     /// Rows held out.
     pub holdout: usize,
+}
+
+/// Scores of a classifier that needs no fitting.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaselineScore {
+    /// `majority`, `nearest_mean`, `nearest_neighbours`.
+    pub name: String,
+    /// Wall time, seconds.
+    pub seconds: f64,
+    /// On the hold-out.
+    pub validation: Option<BaselineSplit>,
+    /// On the test split.
+    pub test: Option<BaselineSplit>,
+}
+
+/// Accuracy of a baseline on one split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaselineSplit {
+    /// Labelled rows.
+    pub rows: usize,
+    /// 0 to 1.
+    pub accuracy: f64,
+    /// Wilson 95 % interval of `accuracy`.
+    pub accuracy_interval: [f64; 2],
 }
 
 /// `metrics.json`.
@@ -121,6 +165,12 @@ pub struct Metrics {
     pub validation: Option<SplitScore>,
     /// The test split.
     pub test: Option<SplitScore>,
+    /// The temperature that is best for the loss on the hold-out: divide the logits by it for probabilities that can be trusted
+    /// more. Not applied to predictions; none where there is no hold-out or no best one.
+    pub temperature: Option<f64>,
+    /// Classifiers that need no fitting, where they were asked for.
+    #[serde(default)]
+    pub baselines: Vec<BaselineScore>,
     /// The settings of the head as resolved.
     pub head: serde_json::Value,
 }
@@ -247,14 +297,22 @@ impl RunDir {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_history(&self, history: &[EpochRecord]) -> Result<(), RunError> {
-        let path = self.file("history.csv");
+        self.write_table("history.csv", history)
+    }
+
+    /// Writes a table as CSV.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_table<T: Serialize>(&self, name: &str, rows: &[T]) -> Result<(), RunError> {
+        let path = self.file(name);
         let damaged = |reason: String| RunError::Damaged { path: path.clone(), reason };
         let mut writer = csv::Writer::from_writer(Vec::new());
-        for record in history {
-            writer.serialize(record).map_err(|error| damaged(error.to_string()))?;
+        for row in rows {
+            writer.serialize(row).map_err(|error| damaged(error.to_string()))?;
         }
         let bytes = writer.into_inner().map_err(|error| damaged(error.to_string()))?;
-        self.write("history.csv", &bytes)
+        self.write(name, &bytes)
     }
 
     /// Writes `predictions.parquet`: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list of `classes`).

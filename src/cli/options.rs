@@ -146,9 +146,12 @@ pub struct HeadArgs {
     /// Share of the training rows that is held out, 0 to 1 [head.validation_split].
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     validation_split: Option<f64>,
-    /// Which rows are held out: tail or stratified [head.split].
+    /// Which rows are held out: tail, stratified, random, hash, grouped or source [head.split].
     #[arg(long, value_name = "HOW")]
     split: Option<String>,
+    /// What stays together with --split grouped: folder, or a text that ends the group's name in an id [head.group].
+    #[arg(long, value_name = "RULE")]
+    group: Option<String>,
     /// Seed of the initial weights and the order of rows [head.seed].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<i64>,
@@ -203,6 +206,7 @@ impl HeadArgs {
             integer("head.patience", self.patience),
             number("head.validation_split", self.validation_split),
             text("head.split", self.split.as_ref()),
+            text("head.group", self.group.as_ref()),
             integer("head.seed", self.seed),
         ]
         .into_iter()

@@ -3,14 +3,23 @@
 //! Labels are indices into the class list; rows without a label are passed over. Logarithms are natural, shares go from 0
 //! to 1. Of equal scores the class that comes first wins, everywhere.
 
+mod bootstrap;
+mod calibration;
+mod confusion;
 mod error;
 mod interval;
+mod mcnemar;
+mod roc;
 mod score;
 mod softmax;
 
+pub use bootstrap::Bootstrap;
+pub use calibration::{Bin, Calibration, Scaled, at_temperature, temperature};
+pub use confusion::{Averages, ClassScore};
 pub use error::EvaluateError;
-pub use interval::wilson_interval;
-pub use score::score;
+pub use interval::{mean_interval, wilson_interval};
+pub use mcnemar::McNemar;
+pub use score::{TopK, score};
 pub use softmax::{argmax, log_sum_exp, softmax};
 
 use ndarray::ArrayView2;

@@ -75,6 +75,18 @@ pub enum HeadError {
         /// Share held out.
         fraction: f64,
     },
+    /// Whole groups are to be held out, and there is one.
+    #[error(
+        "all {rows} labelled rows are of one group, {group:?}, by head.group = {rule:?}; set another head.group, or another head.split"
+    )]
+    OneGroup {
+        /// The rule.
+        rule: String,
+        /// The only group.
+        group: String,
+        /// Labelled rows.
+        rows: usize,
+    },
     /// The training rows are all of one class.
     #[error("all {rows} training rows are of class {class:?}; a classifier needs two: add images of another class")]
     OneClass {

@@ -177,7 +177,7 @@ fn run(
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.
-fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
+pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
     let (rows, classes) = (examples.x.nrows(), examples.classes.len());
     if examples.labels.len() != rows {
         return Err(HeadError::Size { what: "labels", found: examples.labels.len(), expected: rows });
@@ -238,7 +238,7 @@ where
         let count = targets.iter().max().map_or(0, |&label| label + 1);
         let classes: Vec<String> = (0..count).map(|class| class.to_string()).collect();
         let ids: Vec<String> = (0..labels.len()).map(|row| row.to_string()).collect();
-        let split = hold_out(self.split.unwrap_or(HoldOut::Tail), self.validation_split, &ids, &labels, &classes)?;
+        let split = hold_out(&self.rule(self.split.unwrap_or(HoldOut::Tail)), &ids, &labels, &classes)?;
         let x = dataset.records().view();
         let examples = Examples { x, labels: &labels, train: &split.train, holdout: &split.holdout, classes: &classes };
         Ok(fit(self, &examples, &mut |_| ControlFlow::Continue(()))?.head)

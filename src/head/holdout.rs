@@ -1,5 +1,9 @@
 //! Which labelled rows train the head and which are held out.
 
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::group::held_groups;
 use super::{HeadError, HoldOut};
 
 /// Most class names that a warning lists.
@@ -16,30 +20,45 @@ pub struct Split {
     pub warnings: Vec<String>,
 }
 
-/// Divides the labelled rows. `Tail` is Keras' `validation_split`: of n rows, `floor(n * (1 - fraction))` train and the rest,
-/// the last, are held out. `Stratified` holds out the same share of each class, chosen by a hash of the row's id, so that the
-/// order of the rows does not matter; a class of two rows or more is on both sides, a class of one trains. Unlabelled rows are
-/// on neither side. A class that one side lacks is a warning.
+/// How rows are divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule<'a> {
+    /// Which rows are held out.
+    pub kind: HoldOut,
+    /// Share of the labelled rows, 0 (none) to below 1.
+    pub fraction: f64,
+    /// Seed of `Random` and `Grouped`.
+    pub seed: u64,
+    /// What `Grouped` takes as a group: `folder`, or the text before which the group's name stands in an id.
+    pub group: &'a str,
+}
+
+/// Divides the labelled rows. A class that one side lacks is a warning; unlabelled rows are on neither side.
+///
+/// - `Tail`: Keras' `validation_split`. Of n rows, `floor(n * (1 - fraction))` train and the rest, the last, are held out.
+/// - `Stratified`: the same share of each class, chosen by a hash of the row's id, so that the order of the rows does not
+///   matter; a class of two rows or more is on both sides, a class of one trains.
+/// - `Random`: as many rows as `Tail`, drawn from the seed.
+/// - `Hash`: each row whose id hashes below the share, whatever other rows there are: a row stays on its side when others
+///   come or go (the rule of TensorFlow's `retrain.py`, with BLAKE3 for SHA-1).
+/// - `Grouped`: whole groups of rows, see [`Rule::group`], as near to the share as they come.
 ///
 /// ```
-/// use tlpipe::head::{HoldOut, hold_out};
+/// use tlpipe::head::{HoldOut, Rule, hold_out};
 ///
 /// let ids: Vec<String> = (0..5).map(|row| format!("{row}.png")).collect();
 /// let labels = [Some(0), Some(1), None, Some(0), Some(1)];
-/// let split = hold_out(HoldOut::Tail, 0.25, &ids, &labels, &["cat".into(), "dog".into()])?;
+/// let rule = Rule { kind: HoldOut::Tail, fraction: 0.25, seed: 0, group: "folder" };
+/// let split = hold_out(&rule, &ids, &labels, &["cat".into(), "dog".into()])?;
 /// assert_eq!((split.train, split.holdout), (vec![0, 1, 3], vec![4]));
 /// # Ok::<(), tlpipe::head::HeadError>(())
 /// ```
 ///
 /// # Errors
-/// When `fraction` is not in 0 to below 1, a label is not in the class list, or no row is left to train on.
-pub fn hold_out(
-    kind: HoldOut,
-    fraction: f64,
-    ids: &[String],
-    labels: &[Option<i32>],
-    classes: &[String],
-) -> Result<Split, HeadError> {
+/// When `fraction` is not in 0 to below 1, a label is not in the class list, no row is left to train on, all rows are one
+/// group, or the kind is `Source`, which is not for rows to decide.
+pub fn hold_out(rule: &Rule<'_>, ids: &[String], labels: &[Option<i32>], classes: &[String]) -> Result<Split, HeadError> {
+    let Rule { kind, fraction, seed, group } = *rule;
     if !(0.0..1.0).contains(&fraction) {
         let expected = "a share from 0 (no hold-out) to below 1, such as 0.2";
         return Err(HeadError::Parameter { name: "validation_split", found: fraction.to_string(), expected });
@@ -47,33 +66,64 @@ pub fn hold_out(
     if ids.len() != labels.len() {
         return Err(HeadError::Size { what: "ids", found: ids.len(), expected: labels.len() });
     }
-    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); classes.len()];
-    let mut labelled = Vec::new();
-    for (row, &label) in labels.iter().enumerate() {
-        let Some(label) = label else { continue };
-        let class = usize::try_from(label).ok().and_then(|class| of_class.get_mut(class));
-        class.ok_or(HeadError::Label { row, label: Some(label), classes: classes.len() })?.push(row);
-        labelled.push(row);
-    }
-    let mut is_held = vec![false; labels.len()];
-    match kind {
-        _ if fraction == 0.0 => {}
-        HoldOut::Tail => labelled[train_rows(labelled.len(), fraction)..].iter().for_each(|&row| is_held[row] = true),
+    let of_class = by_class(labels, classes.len())?;
+    let mut labelled: Vec<usize> = (0..labels.len()).filter(|&row| labels[row].is_some()).collect();
+    let train = train_rows(labelled.len(), fraction);
+    let held: Vec<usize> = match kind {
+        HoldOut::Source => {
+            let expected =
+                "another one: these features have no split named validation; leave head.split out, or set \"stratified\"";
+            return Err(HeadError::Parameter { name: "split", found: kind.to_string(), expected });
+        }
+        _ if fraction == 0.0 => Vec::new(),
+        HoldOut::Tail => labelled[train..].to_vec(),
         HoldOut::Stratified => {
-            for mut rows in of_class.iter().filter(|rows| rows.len() > 1).cloned() {
+            let held = |mut rows: Vec<usize>| {
                 rows.sort_by_cached_key(|&row| (*blake3::hash(ids[row].as_bytes()).as_bytes(), row));
                 let train = train_rows(rows.len(), fraction).clamp(1, rows.len() - 1);
-                rows[train..].iter().for_each(|&row| is_held[row] = true);
-            }
+                rows.split_off(train)
+            };
+            of_class.into_iter().filter(|rows| rows.len() > 1).flat_map(held).collect()
         }
-    }
-    let (holdout, train): (Vec<usize>, Vec<usize>) = labelled.iter().partition(|&&row| is_held[row]);
+        HoldOut::Random => {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut rows = labelled.clone();
+            rows.sort_by_cached_key(|&row| (rng.next_u64(), row));
+            rows.split_off(train)
+        }
+        HoldOut::Hash => labelled.iter().copied().filter(|&row| place(&ids[row]) < fraction).collect(),
+        HoldOut::Grouped if labelled.is_empty() => Vec::new(),
+        HoldOut::Grouped => held_groups(group, seed, labelled.len() - train, &labelled, ids)?,
+    };
+    let mut is_held = vec![false; labels.len()];
+    held.into_iter().for_each(|row| is_held[row] = true);
+    let count = labelled.len();
+    let holdout = labelled.extract_if(.., |row| is_held[*row]).collect::<Vec<_>>();
+    let train = labelled;
     if train.is_empty() {
-        return Err(HeadError::NothingToTrain { labelled: labelled.len(), fraction });
+        return Err(HeadError::NothingToTrain { labelled: count, fraction });
     }
     let remedy = if kind == HoldOut::Tail { "; is the source sorted by class? set head.split = \"stratified\"" } else { "" };
     let warnings = lacking(&train, &holdout, labels, classes).into_iter().map(|warning| warning + remedy).collect();
     Ok(Split { train, holdout, warnings })
+}
+
+/// Labelled rows of each class.
+pub(super) fn by_class(labels: &[Option<i32>], classes: usize) -> Result<Vec<Vec<usize>>, HeadError> {
+    let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); classes];
+    for (row, &label) in labels.iter().enumerate() {
+        let Some(label) = label else { continue };
+        let class = usize::try_from(label).ok().and_then(|class| of_class.get_mut(class));
+        class.ok_or(HeadError::Label { row, label: Some(label), classes })?.push(row);
+    }
+    Ok(of_class)
+}
+
+/// Where an id stands between 0 and 1.
+fn place(id: &str) -> f64 {
+    let hash = blake3::hash(id.as_bytes());
+    let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+    u64::from_le_bytes(first) as f64 / 2.0_f64.powi(64)
 }
 
 /// What a user should know of classes that have no row to train on, or none held out.
@@ -124,6 +174,10 @@ mod tests {
         (0..count).map(|row| format!("images/{row}.png")).collect()
     }
 
+    fn rule(kind: HoldOut, fraction: f64) -> Rule<'static> {
+        Rule { kind, fraction, seed: 0, group: "_" }
+    }
+
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|class| format!("class {class}")).collect()
     }
@@ -132,7 +186,7 @@ mod tests {
     fn tail_is_the_rule_of_keras() {
         for (rows, fraction, train) in [(50_000, 0.2, 40_000), (1010, 0.2, 808), (10, 0.25, 7), (3, 0.1, 2), (5, 0.0, 5)] {
             let labels: Vec<_> = (0..rows).map(|row| Some(row % 2)).collect();
-            let split = hold_out(HoldOut::Tail, fraction, &ids(labels.len()), &labels, &names(2)).unwrap();
+            let split = hold_out(&rule(HoldOut::Tail, fraction), &ids(labels.len()), &labels, &names(2)).unwrap();
             assert_eq!(split.train, (0..train).collect::<Vec<_>>());
             assert_eq!(split.holdout, (train..labels.len()).collect::<Vec<_>>());
         }
@@ -141,11 +195,11 @@ mod tests {
     #[test]
     fn a_sorted_source_is_warned_about_under_tail_and_not_under_stratified() {
         let labels: Vec<_> = (0..100).map(|row| Some(row / 10)).collect();
-        let tail = hold_out(HoldOut::Tail, 0.2, &ids(100), &labels, &names(10)).unwrap();
+        let tail = hold_out(&rule(HoldOut::Tail, 0.2), &ids(100), &labels, &names(10)).unwrap();
         assert_eq!(tail.warnings.len(), 2);
         assert!(tail.warnings[0].starts_with("no training row of classes \"class 8\", \"class 9\""), "{}", tail.warnings[0]);
         assert!(tail.warnings[1].contains("stratified"), "{}", tail.warnings[1]);
-        let stratified = hold_out(HoldOut::Stratified, 0.2, &ids(100), &labels, &names(10)).unwrap();
+        let stratified = hold_out(&rule(HoldOut::Stratified, 0.2), &ids(100), &labels, &names(10)).unwrap();
         assert_eq!(stratified.warnings, [""; 0]);
         for class in 0..10 {
             assert_eq!(stratified.holdout.iter().filter(|&&row| row / 10 == class).count(), 2);
@@ -157,7 +211,7 @@ mod tests {
         let ids = ids(40);
         let labels: Vec<_> = (0..40).map(|row| Some(row % 2)).collect();
         let held = |ids: &[String], labels: &[Option<i32>]| {
-            let split = hold_out(HoldOut::Stratified, 0.3, ids, labels, &names(2)).unwrap();
+            let split = hold_out(&rule(HoldOut::Stratified, 0.3), ids, labels, &names(2)).unwrap();
             let mut held: Vec<String> = split.holdout.iter().map(|&row| ids[row].clone()).collect();
             held.sort();
             held
@@ -171,7 +225,7 @@ mod tests {
     #[test]
     fn rare_classes_train_and_unlabelled_rows_stay_out() {
         let labels = [Some(0), Some(0), Some(0), Some(0), Some(1), Some(2), Some(2), None];
-        let split = hold_out(HoldOut::Stratified, 0.5, &ids(8), &labels, &names(3)).unwrap();
+        let split = hold_out(&rule(HoldOut::Stratified, 0.5), &ids(8), &labels, &names(3)).unwrap();
         assert!(split.train.contains(&4), "a class of one image trains");
         assert_eq!((split.train.len(), split.holdout.len()), (4, 3));
         assert!(!split.train.contains(&7) && !split.holdout.contains(&7));
@@ -183,14 +237,68 @@ mod tests {
     fn impossible_divisions_are_refused() {
         let labels = [Some(0), Some(1)];
         let refused = |fraction, labels: &[Option<i32>]| {
-            hold_out(HoldOut::Tail, fraction, &ids(labels.len()), labels, &names(2)).unwrap_err().to_string()
+            hold_out(&rule(HoldOut::Tail, fraction), &ids(labels.len()), labels, &names(2)).unwrap_err().to_string()
         };
         assert!(refused(0.9, &labels).contains("lower head.validation_split"));
         assert!(refused(0.2, &[]).contains("no row is left"));
         assert!(refused(1.0, &labels).contains("validation_split = 1"));
         assert!(refused(0.2, &[Some(0), Some(2)]).starts_with("row 1: label Some(2)"));
         assert!(refused(0.2, &[Some(-1), Some(0)]).starts_with("row 0: label Some(-1)"));
-        let error = hold_out(HoldOut::Tail, 0.2, &ids(3), &labels, &names(2)).unwrap_err();
+        let error = hold_out(&rule(HoldOut::Tail, 0.2), &ids(3), &labels, &names(2)).unwrap_err();
         assert!(matches!(error, HeadError::Size { found: 3, expected: 2, .. }));
+    }
+
+    #[test]
+    fn random_follows_the_seed_alone() {
+        let labels: Vec<_> = (0..1000).map(|row| Some(row % 2)).collect();
+        let held = |seed| {
+            let rule = Rule { seed, ..rule(HoldOut::Random, 0.2) };
+            hold_out(&rule, &ids(1000), &labels, &names(2)).unwrap().holdout
+        };
+        assert_eq!(held(1).len(), 200);
+        assert!(held(1).is_sorted() && held(1) == held(1) && held(1) != held(2));
+        assert!(held(1).iter().filter(|&&row| row >= 500).count().abs_diff(100) < 40, "spread over the rows");
+    }
+
+    #[test]
+    fn hashed_rows_stay_on_their_side_when_others_come_and_go() {
+        let all = ids(2000);
+        let held = |ids: &[String]| {
+            let labels = vec![Some(0); ids.len()];
+            let split = hold_out(&rule(HoldOut::Hash, 0.2), ids, &labels, &names(1)).unwrap();
+            split.holdout.iter().map(|&row| ids[row].clone()).collect::<Vec<_>>()
+        };
+        let (whole, half) = (held(&all), held(&all[..1000]));
+        assert!(whole.len().abs_diff(400) < 80, "{}", whole.len());
+        assert_eq!(whole[..half.len()], half);
+        assert!(whole[half.len()..].iter().all(|id| !all[..1000].contains(id)));
+    }
+
+    #[test]
+    fn a_group_is_on_one_side() {
+        let ids: Vec<String> = (0..100).map(|row| format!("p{}_{row}.png", row % 20)).collect();
+        let labels: Vec<_> = (0..100).map(|row| Some(row % 2)).collect();
+        let split = hold_out(&rule(HoldOut::Grouped, 0.2), &ids, &labels, &names(2)).unwrap();
+        assert_eq!((split.train.len(), split.holdout.len()), (80, 20));
+        let of = |rows: &[usize]| rows.iter().map(|row| row % 20).collect::<std::collections::BTreeSet<_>>();
+        assert!(of(&split.train).is_disjoint(&of(&split.holdout)));
+        let one = hold_out(&Rule { group: "folder", ..rule(HoldOut::Grouped, 0.2) }, &ids, &labels, &names(2));
+        assert!(matches!(one, Err(HeadError::OneGroup { rows: 100, .. })));
+        // Two large groups: one of them, though it is more than was asked for.
+        let ids: Vec<String> = (0..10).map(|row| format!("{}_{row}", row / 6)).collect();
+        let split = hold_out(&rule(HoldOut::Grouped, 0.1), &ids, &labels[..10], &names(2)).unwrap();
+        assert_eq!(split.holdout, [6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_share_of_0_holds_out_nothing_and_source_is_not_for_rows() {
+        let labels = [Some(0), Some(1), Some(0), Some(1)];
+        for kind in [HoldOut::Tail, HoldOut::Stratified, HoldOut::Random, HoldOut::Hash, HoldOut::Grouped] {
+            let split = hold_out(&rule(kind, 0.0), &ids(4), &labels, &names(2)).unwrap();
+            assert_eq!((split.train.len(), split.holdout.len()), (4, 0), "{kind}");
+            assert!(matches!(hold_out(&rule(kind, 0.2), &[], &[], &names(2)), Err(HeadError::NothingToTrain { .. })), "{kind}");
+        }
+        let said = hold_out(&rule(HoldOut::Source, 0.2), &ids(4), &labels, &names(2)).unwrap_err().to_string();
+        assert!(said.contains("head.split = source") && said.contains("validation"), "{said}");
     }
 }

@@ -3,7 +3,7 @@ use std::fmt;
 use linfa::ParamGuard;
 use serde::{Deserialize, Serialize};
 
-use super::{ClassWeights, HeadError, Schedule};
+use super::{ClassWeights, HeadError, Rule, Schedule};
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,14 @@ pub enum HoldOut {
     Tail,
     /// The same share of each class, chosen by a hash of the id.
     Stratified,
+    /// Drawn from the seed.
+    Random,
+    /// Those whose id hashes below the share: stable when other images come or go.
+    Hash,
+    /// Whole groups of images.
+    Grouped,
+    /// The validation split of the source itself.
+    Source,
 }
 
 impl fmt::Display for HoldOut {
@@ -40,6 +48,10 @@ impl fmt::Display for HoldOut {
         f.write_str(match self {
             Self::Tail => "tail",
             Self::Stratified => "stratified",
+            Self::Random => "random",
+            Self::Hash => "hash",
+            Self::Grouped => "grouped",
+            Self::Source => "source",
         })
     }
 }
@@ -60,7 +72,10 @@ pub struct HeadParams {
     pub validation_split: f64,
     /// Which rows are held out; left open, the source decides.
     pub split: Option<HoldOut>,
-    /// Seed of the initial weights and of the order of the rows (`adam`).
+    /// What belongs together under `grouped`: `folder` (the folder of the id; where it is left open), or a text: then the id
+    /// up to the text's first occurrence.
+    pub group: Option<String>,
+    /// Seed of the initial weights and of the order of the rows (`adam`), and of `random` and `grouped` hold-outs.
     pub seed: u64,
     /// Whether each epoch takes the rows in a new order (`adam`).
     pub shuffle: bool,
@@ -105,6 +120,7 @@ impl Default for HeadParams {
             learning_rate: 1e-3,
             validation_split: 0.2,
             split: None,
+            group: None,
             seed: 0,
             shuffle: true,
             l2: None,
@@ -168,6 +184,11 @@ impl std::ops::Deref for HeadValidParams {
 }
 
 impl HeadParams {
+    /// How rows are divided where `kind` decides.
+    pub fn rule(&self, kind: HoldOut) -> Rule<'_> {
+        Rule { kind, fraction: self.validation_split, seed: self.seed, group: self.group.as_deref().unwrap_or("folder") }
+    }
+
     fn validate(&self) -> Result<(), HeadError> {
         let wrong =
             |name, found: &dyn fmt::Display, expected| Err(HeadError::Parameter { name, found: found.to_string(), expected });
@@ -183,6 +204,15 @@ impl HeadParams {
         }
         if !(0.0..1.0).contains(&self.validation_split) {
             return wrong("validation_split", &self.validation_split, "a share from 0 (no hold-out) to below 1, such as 0.2");
+        }
+        match (&self.group, self.split) {
+            (Some(group), _) if group.is_empty() => {
+                return wrong("group", &"\"\"", "folder, or a text that follows the group's name");
+            }
+            (Some(group), split) if split != Some(HoldOut::Grouped) => {
+                return wrong("group", group, "nothing without head.split = \"grouped\"; set that, or take the line out");
+            }
+            _ => {}
         }
         if self.max_iterations == 0 {
             return wrong("max_iterations", &self.max_iterations, "at least 1");
@@ -300,6 +330,8 @@ mod tests {
             ("l2", HeadParams { l2: Some(-0.1), ..base.clone() }),
             ("l2", HeadParams { l2: Some(f64::INFINITY), solver: Solver::Linfa, ..base.clone() }),
             ("standardize", HeadParams { standardize: Some(false), solver: Solver::Linfa, ..base.clone() }),
+            ("group", HeadParams { group: Some("_".into()), ..base.clone() }),
+            ("group", HeadParams { group: Some(String::new()), split: Some(HoldOut::Grouped), ..base.clone() }),
             ("max_iterations", HeadParams { max_iterations: 0, ..base.clone() }),
             ("weight_decay", HeadParams { weight_decay: Some(-0.1), ..base.clone() }),
             ("label_smoothing", HeadParams { label_smoothing: Some(1.0), ..base.clone() }),

@@ -112,10 +112,17 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     let head = fitted.head.with_store_key(&manifest.key);
 
     let mut predictions = Predictions::default();
+    let mut temperature = None;
     let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Result<Option<SplitScore>, PipelineError> {
         let mut logits = logits(&head, features, rows)?;
         let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels[row]).collect();
-        let score = evaluate::score(logits.view(), &labels)?;
+        let mut score = evaluate::score(logits.view(), &labels, classes)?;
+        if name == "validation" {
+            temperature = evaluate::temperature(logits.view(), &labels)?;
+        }
+        if let (Some(score), Some(temperature)) = (&mut score, temperature.filter(|_| name != "train")) {
+            score.scaled = evaluate::at_temperature(logits.view(), &labels, temperature)?;
+        }
         predictions.ids.extend(rows.iter().map(|&row| features.ids[row].clone()));
         predictions.splits.extend(rows.iter().map(|_| name.to_owned()));
         predictions.labels.extend(labels);
@@ -162,6 +169,8 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         train,
         validation,
         test,
+        temperature,
+        baselines: Vec::new(),
         head: settings,
     };
     write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
@@ -190,27 +199,27 @@ fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
 }
 
 /// The rows in memory: those to fit on with those held out, and those to score at the end.
-struct Rows {
-    fitting: SplitFeatures,
+pub(super) struct Rows {
+    pub(super) fitting: SplitFeatures,
     /// Rows of `fitting` that the source itself sets aside for validation.
     validation: Range<usize>,
-    test: Option<SplitFeatures>,
+    pub(super) test: Option<SplitFeatures>,
 }
 
 /// Which rows of `Rows::fitting` are for what.
-struct Division {
-    train: Vec<usize>,
-    holdout: Vec<usize>,
+pub(super) struct Division {
+    pub(super) train: Vec<usize>,
+    pub(super) holdout: Vec<usize>,
     kind: String,
     warnings: Vec<String>,
 }
 
 impl Rows {
     /// Loads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
-    fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
+    pub(super) fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
         let present = store.manifest().splits();
         let has = |name: &str| present.iter().any(|split| split == name);
-        let own = asked.is_none() && has("validation");
+        let own = asked.is_none_or(|kind| kind == HoldOut::Source) && has("validation");
         let fitting = store.load(if own { &["train", "validation"] } else { &["train"] })?;
         let first = if own { store.manifest().rows("train") } else { fitting.ids.len() };
         let validation = first..fitting.ids.len();
@@ -218,7 +227,7 @@ impl Rows {
         Ok(Self { fitting, validation, test })
     }
 
-    fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
+    pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
         let classes = &store.manifest().classes;
         let labelled = |rows: Range<usize>| rows.filter(|&row| self.fitting.labels[row].is_some()).collect::<Vec<_>>();
         let train = labelled(0..self.validation.start);
@@ -226,7 +235,7 @@ impl Rows {
         let mut division = if self.validation.is_empty() {
             let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
             let kind = params.split.unwrap_or(default);
-            let split = head::hold_out(kind, params.validation_split, &self.fitting.ids, &self.fitting.labels, classes)?;
+            let split = head::hold_out(&params.rule(kind), &self.fitting.ids, &self.fitting.labels, classes)?;
             Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
         } else {
             let holdout = labelled(self.validation.clone());
@@ -240,7 +249,7 @@ impl Rows {
     }
 
     /// Puts the image's id into an error that knows its row alone.
-    fn name(&self, error: HeadError) -> PipelineError {
+    pub(super) fn name(&self, error: HeadError) -> PipelineError {
         match error {
             HeadError::NotFinite { row, .. } => {
                 PipelineError::BadFeatures { id: self.fitting.ids.get(row).cloned().unwrap_or_default() }

@@ -1,6 +1,8 @@
 //! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
 
+mod compare;
 mod extract;
+mod extras;
 mod fit;
 mod proof;
 mod report;
@@ -9,7 +11,9 @@ mod settings;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use compare::{ComparedRun, Comparison, Pair, compare};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
+pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
 pub use report::{Reported, report};
@@ -115,6 +119,23 @@ pub enum PipelineError {
     /// The run directory cannot be used.
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
+    /// Two runs are not about the same labels.
+    #[error(
+        "{id} is of class {first_class} in {first} and {second_class} in {second}: compare runs of the same labels, or fit one of \
+         them again on features made anew (tlpipe run)"
+    )]
+    LabelsDisagree {
+        /// The image.
+        id: String,
+        /// A run.
+        first: PathBuf,
+        /// The class there.
+        first_class: String,
+        /// The other run.
+        second: PathBuf,
+        /// The class there.
+        second_class: String,
+    },
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),

@@ -38,6 +38,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
             loss: 0.5,
             accuracy,
             accuracy_interval: [accuracy - 0.01, accuracy + 0.01],
+            ..SplitScore::default()
         })
     };
     let holdout = rows.iter().filter(|row| row.0 == "validation").count();
@@ -56,6 +57,8 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         train: score("train"),
         validation: score("validation"),
         test: score("test"),
+        temperature: None,
+        baselines: Vec::new(),
         head: serde_json::json!({"epochs": 2, "learning_rate": 1e-3, "l2": null}),
     };
     run.write_history(&[epoch(1, 1.5), epoch(2, 0.75)]).unwrap();

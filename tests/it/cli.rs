@@ -8,7 +8,7 @@ use crate::support::Scratch;
 fn help_lists_what_works_with_examples() {
     let scratch = Scratch::new();
     let help = scratch.ok(&["--help"]).stdout;
-    for command in ["run", "extract", "fit-head", "report", "models", "data", "doctor"] {
+    for command in ["run", "extract", "fit-head", "compare", "report", "models", "data", "doctor"] {
         assert!(help.contains(&format!("\n  {command}")), "{command} is missing in: {help}");
     }
     assert!(help.contains("tlpipe run pipelines/quickstart.toml"), "{help}");

@@ -231,3 +231,37 @@ fn damage_behind_our_back_is_found_and_mended() {
     assert_eq!(figures(&scratch, &data, &[]), (16, 16, 0));
     scratch.ok(&fit);
 }
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_fit_goes_on_and_ends_as_one_that_was_not() {
+    use std::io::{BufRead as _, BufReader};
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 12);
+    scratch.ok(&[&["extract"][..], &quick(&data, &["--features", "f"])].concat());
+    // More epochs than lines fit into the pipe: it cannot be through before the signal.
+    let fit = |run: &'static str| {
+        let keys = ["--dropout", "0.2", "--schedule", "cosine", "--patience", "20000"];
+        [&["fit-head", "--features", "f", "--run", run, "--epochs", "20000"][..], &keys].concat()
+    };
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("tlpipe"));
+    command.current_dir(scratch.path("")).args(fit("r")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    while !lines.next().unwrap().unwrap().contains("epoch     3/20000") {}
+    signal(&child, "-INT");
+    let said: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    assert!(said.last().unwrap().contains("the same command goes on from there"), "{said:?}");
+    assert!(scratch.path("r/checkpoint.safetensors").exists() && !scratch.path("r/metrics.json").exists());
+
+    let said = scratch.ok(&fit("r")).stderr;
+    assert!(said.contains("goes on after epoch"), "{said}");
+    assert!(!scratch.path("r/checkpoint.safetensors").exists());
+    scratch.ok(&fit("whole"));
+    let head = |run: &str| fs::read(scratch.path(run).join("head.safetensors")).unwrap();
+    assert_eq!(head("r"), head("whole"));
+    let history = fs::read_to_string(scratch.path("r/history.csv")).unwrap();
+    assert!(history.starts_with("epoch,loss,accuracy,val_loss,val_accuracy,seconds,learning_rate\n"), "{history:.100}");
+    assert_eq!(history.lines().count(), 20_001);
+}

@@ -52,7 +52,7 @@ fn dropout_and_smoothing_are_for_training_alone() {
     let fitted = small.fit(params.clone()).unwrap();
     let logits = fitted.head.logits(small.x.select(ndarray::Axis(0), &small.holdout).view()).unwrap();
     let labels: Vec<_> = small.holdout.iter().map(|&row| small.labels[row]).collect();
-    let score = crate::evaluate::score(logits.view(), &labels).unwrap().unwrap();
+    let score = crate::evaluate::score(logits.view(), &labels, &small.classes).unwrap().unwrap();
     assert!((score.loss - fitted.history[9].val_loss.unwrap()).abs() < 1e-9);
     let other = small.fit(HeadParams { dropout: Some(0.4), ..params.clone() }).unwrap();
     assert_ne!(fitted.head, other.head);

@@ -110,7 +110,7 @@ fn adam_lands_where_keras_landed() {
     let labels: Vec<_> = numbers(&golden["y"]).into_iter().map(|label| Some(label as i32)).collect();
     let names: Vec<String> = (0..classes).map(|class| class.to_string()).collect();
     let ids: Vec<String> = (0..samples).map(|row| row.to_string()).collect();
-    let split = hold_out(HoldOut::Tail, 0.2, &ids, &labels, &names).unwrap();
+    let split = hold_out(&HeadParams::default().rule(HoldOut::Tail), &ids, &labels, &names).unwrap();
     assert_eq!(split.holdout.len(), count("validation_rows"));
     let params = HeadParams { epochs: count("epochs"), batch_size: count("batch_size"), shuffle: false, ..HeadParams::default() };
     let initial = Weights { kernel: matrix("kernel_init", classes), bias: matrix("bias_init", classes).row(0).to_owned() };

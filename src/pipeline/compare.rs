@@ -1,0 +1,191 @@
+//! Runs beside each other: their scores, and whether they differ on the images that they share.
+
+use std::path::{Path, PathBuf};
+
+use polars::prelude::*;
+use serde::Serialize;
+
+use super::{Context, PipelineError};
+use crate::evaluate::McNemar;
+use crate::events::Event;
+use crate::run::{Metrics, RunDir, RunError, SplitScore};
+
+/// A run as a line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct ComparedRun {
+    /// Its folder.
+    pub run: PathBuf,
+    /// How its head was fitted.
+    pub solver: String,
+    /// Width of its features.
+    pub features: usize,
+    /// Key of its features.
+    pub store_key: String,
+    /// `test`, or `validation` (the hold-out) where there is no test split; none where neither was scored.
+    pub split: Option<String>,
+    /// Labelled rows.
+    pub rows: Option<usize>,
+    /// Accuracy there.
+    pub accuracy: Option<f64>,
+    /// Its 95 % interval.
+    pub accuracy_interval: Option<[f64; 2]>,
+    /// Loss there.
+    pub loss: Option<f64>,
+    /// Calibration error there.
+    pub ece: Option<f64>,
+    /// Wall time of the fit.
+    pub fit_seconds: f64,
+}
+
+/// A run against the first one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pair {
+    /// The first run.
+    pub first: PathBuf,
+    /// The other.
+    pub second: PathBuf,
+    /// The split whose rows both answered.
+    pub split: String,
+    /// The test on them.
+    #[serde(flatten)]
+    pub test: McNemar,
+    /// Whether the difference is real at the level of 5 %.
+    pub real: bool,
+    /// The same in words.
+    pub verdict: String,
+}
+
+/// What `tlpipe compare` tells.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// The runs as they were named.
+    pub runs: Vec<ComparedRun>,
+    /// Each run after the first against the first, where they share images.
+    pub pairs: Vec<Pair>,
+}
+
+/// Compares runs with the first of them.
+///
+/// # Errors
+/// When a run is missing or damaged, or two runs have different labels for an image.
+pub fn compare(folders: &[PathBuf], context: &Context<'_>) -> Result<Comparison, PipelineError> {
+    let runs = folders.iter().map(|path| Ok((path.as_path(), RunDir::new(path).metrics()?)));
+    let runs: Vec<(&Path, Metrics)> = runs.collect::<Result<_, PipelineError>>()?;
+    let mut pairs = Vec::new();
+    if let Some((first, others)) = runs.split_first() {
+        for second in others {
+            pairs.extend(pair(first, second, context)?);
+        }
+    }
+    Ok(Comparison { runs: runs.iter().map(|(path, metrics)| line(path, metrics)).collect(), pairs })
+}
+
+fn score<'a>(metrics: &'a Metrics, split: &str) -> Option<&'a SplitScore> {
+    if split == "test" { metrics.test.as_ref() } else { metrics.validation.as_ref() }
+}
+
+fn line(path: &Path, metrics: &Metrics) -> ComparedRun {
+    let split = ["test", "validation"].into_iter().find(|split| score(metrics, split).is_some());
+    let score = split.and_then(|split| score(metrics, split));
+    ComparedRun {
+        run: path.to_owned(),
+        solver: metrics.solver.clone(),
+        features: metrics.features,
+        store_key: metrics.store_key.clone(),
+        split: split.map(str::to_owned),
+        rows: score.map(|score| score.rows),
+        accuracy: score.map(|score| score.accuracy),
+        accuracy_interval: score.map(|score| score.accuracy_interval),
+        loss: score.map(|score| score.loss),
+        ece: score.map(|score| score.calibration.ece),
+        fit_seconds: metrics.fit_seconds,
+    }
+}
+
+fn pair(
+    (first, first_metrics): &(&Path, Metrics),
+    (second, second_metrics): &(&Path, Metrics),
+    context: &Context<'_>,
+) -> Result<Option<Pair>, PipelineError> {
+    let warn = |text: String| (context.observe)(Event::Warned(text));
+    let (a, b) = (first.display(), second.display());
+    let both = ["test", "validation"]
+        .into_iter()
+        .find_map(|split| Some((split, score(first_metrics, split)?.rows, score(second_metrics, split)?.rows)));
+    let Some((split, first_rows, second_rows)) = both else {
+        warn(format!("{a} and {b} were not scored on the same split: they cannot be compared row by row"));
+        return Ok(None);
+    };
+    let joined = answers(first, split)?
+        .lazy()
+        .join(answers(second, split)?.lazy(), [col("id")], [col("id")], JoinArgs::new(JoinType::Inner))
+        .sort(["id"], SortMultipleOptions::default());
+    let joined = joined.collect().map_err(|error| damaged(second, &error))?;
+    let column = |name: &str| -> PolarsResult<Vec<usize>> {
+        Ok(joined
+            .column(name)?
+            .i32()?
+            .iter()
+            .map(|value| value.and_then(|value| usize::try_from(value).ok()).unwrap_or(usize::MAX))
+            .collect())
+    };
+    let columns = || Ok([column("label")?, column("predicted")?, column("label_right")?, column("predicted_right")?]);
+    let [labels, predicted, other_labels, other_predicted] = columns().map_err(|error| damaged(second, &error))?;
+    let (mut only_first, mut only_second) = (0, 0);
+    for row in 0..joined.height() {
+        let (own, other) = (first_metrics.classes.get(labels[row]), second_metrics.classes.get(other_labels[row]));
+        if own.is_none() || own != other {
+            let id = joined.column("id").and_then(|ids| ids.str()).ok().and_then(|ids| ids.get(row)).unwrap_or_default();
+            let name = |class: Option<&String>| class.cloned().unwrap_or_else(|| "no class".into());
+            return Err(PipelineError::LabelsDisagree {
+                id: id.to_owned(),
+                first: first.to_path_buf(),
+                first_class: name(own),
+                second: second.to_path_buf(),
+                second_class: name(other),
+            });
+        }
+        match (labels[row] == predicted[row], other_labels[row] == other_predicted[row]) {
+            (true, false) => only_first += 1,
+            (false, true) => only_second += 1,
+            _ => {}
+        }
+    }
+    let shared = joined.height();
+    if shared < first_rows || shared < second_rows {
+        let name = if split == "test" { "test" } else { "hold-out" };
+        warn(format!(
+            "{a} and {b} share {shared} images of their {name} splits ({first_rows} and {second_rows}): compared on those"
+        ));
+    }
+    let Some(test) = McNemar::of(shared, only_first, only_second) else { return Ok(None) };
+    let real = test.p < 0.05;
+    let verdict = if real {
+        let (better, worse) = if test.difference > 0.0 { (b, a) } else { (a, b) };
+        format!("{better} is better than {worse}: the difference is real (p = {})", chance(test.p))
+    } else {
+        format!("{a} and {b} do not differ as far as {shared} images can tell (p = {})", chance(test.p))
+    };
+    Ok(Some(Pair { first: first.to_path_buf(), second: second.to_path_buf(), split: split.to_owned(), test, real, verdict }))
+}
+
+fn chance(p: f64) -> String {
+    if p < 1e-4 { format!("{p:.0e}") } else { format!("{p:.4}") }
+}
+
+/// `id`, `label` and `predicted` of the labelled rows of a split.
+fn answers(run: &Path, split: &str) -> Result<DataFrame, RunError> {
+    let path = RunDir::new(run).file("predictions.parquet");
+    let args = ScanArgsParquet { glob: false, ..Default::default() };
+    let frame = PlRefPath::try_from_path(&path).and_then(|path| LazyFrame::scan_parquet(path, args)).and_then(|frame| {
+        frame
+            .filter(col("split").eq(lit(split.to_owned())).and(col("label").is_not_null()))
+            .select([col("id"), col("label").cast(DataType::Int32), col("predicted").cast(DataType::Int32)])
+            .collect()
+    });
+    frame.map_err(|error| damaged(run, &error))
+}
+
+fn damaged(run: &Path, error: &PolarsError) -> RunError {
+    RunError::Damaged { path: RunDir::new(run).file("predictions.parquet"), reason: error.to_string() }
+}
