@@ -112,8 +112,9 @@ def main():
         return peer(args.peer, args.features, int(args.batches))
     only = args.only.split(",")
     print("| what | solver, rows a step | fit, s | tlpipe is | hold-out accuracy | whole process, s |\n|---|---|---|---|---|---|")
-    for batch in map(int, args.batches.split(",")):
-        table(f"adam, {batch}", args, [name for name in ("keras", "pytorch") if name in only], batch, ["--batch-size", str(batch)])
+    minibatch = [name for name in ("keras", "pytorch") if name in only]
+    for batch in map(int, args.batches.split(",") if minibatch else []):
+        table(f"adam, {batch}", args, minibatch, batch, ["--batch-size", str(batch)])
     lbfgs = ["--solver", "lbfgs", "--set", f"head.l2={L2}"]
     if "scikit" in only and tlpipe(args, lbfgs) is not None:
         table("lbfgs", args, ["scikit"], 0, lbfgs)
