@@ -11,7 +11,8 @@ last column has the whole process: start, reading of the features, fit, scores o
 """
 import argparse, glob, json, os, statistics, subprocess, sys, tempfile, time
 
-THREADS = 2
+from peers import THREADS, importable
+
 EPOCHS = 10
 L2 = 1e-2
 
@@ -141,10 +142,6 @@ def table(label, args, names, batch, flags):
             continue
         ratio = statistics.median(theirs[0] / ours[0] for ours, theirs in zip(runs["tlpipe"], runs[name]))
         print(f"| {what} | {label} | {median(name, 0):.2f} | {ratio:.1f} x | {median(name, 1):.4f} | |", flush=True)
-
-
-def importable(module):
-    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode == 0
 
 
 def tlpipe(args, flags):

@@ -28,7 +28,7 @@ fn text(found: &Comparison) -> String {
     let number = |value: Option<f64>, digits: usize| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
     let line = |run: &ComparedRun| {
         let interval = run.accuracy_interval.map(|[low, high]| format!("{low:.3} to {high:.3}"));
-        let split = run.split.as_deref().map_or("-", |split| if split == "validation" { "hold-out" } else { split });
+        let split = run.split.as_deref().map_or("-", say::split);
         vec![
             run.run.display().to_string(),
             run.solver.clone(),

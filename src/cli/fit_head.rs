@@ -1,8 +1,5 @@
 //! `tlpipe fit-head`.
 
-use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
-
 use clap::Args;
 
 use super::options::{HeadArgs, PipelineArgs};
@@ -78,7 +75,7 @@ fn baseline_table(fit: &Fit) -> Option<String> {
 
 fn shot_table(shots: &[Shots]) -> Option<String> {
     let split = &shots.first()?.split;
-    let split = if split == "validation" { "hold-out" } else { split };
+    let split = say::split(split);
     let rows = shots.iter().map(|shots| {
         let interval = shots.interval.map_or_else(|| "-".to_owned(), |[low, high]| format!("{low:.3} to {high:.3}"));
         vec![say::count(shots.shots), format!("{:.4}", shots.accuracy), interval, shots.repeats.len().to_string()]
@@ -92,7 +89,7 @@ pub fn fit(pipeline: &Pipeline, shell: &Shell<'_>, always: bool) -> anyhow::Resu
     let epochs = if pipeline.settings.head.solver == Solver::Adam { pipeline.settings.head.epochs } else { 1 };
     let mut show = |record: &EpochRecord| {
         shell.progress.note(&epoch_line(record, epochs));
-        if shell.context.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        shell.context.flow()
     };
     Ok(pipeline::fit_head(pipeline, &shell.context, always, &mut show)?)
 }

@@ -45,7 +45,7 @@ fn table(reported: &Reported) -> Option<String> {
     let splits = facts.splits.iter().filter_map(|split| {
         let score = split.score.as_ref()?;
         let [low, high] = score.accuracy_interval;
-        let name = if split.split == "validation" { "hold-out" } else { &split.split };
+        let name = say::split(&split.split);
         Some(vec![
             name.to_owned(),
             say::count(score.rows),

@@ -85,6 +85,11 @@ pub fn bytes(number: u64) -> String {
     }
 }
 
+/// What a user calls a split: `validation` is the hold-out.
+pub fn split(name: &str) -> &str {
+    if name == "validation" { "hold-out" } else { name }
+}
+
 /// `0.0456` -> `0.05 s`, `75.2` -> `1 min 15 s`.
 pub fn seconds(number: f64) -> String {
     if number >= 60.0 {

@@ -74,7 +74,7 @@ pub fn at_temperature(
     labels: &[Option<i32>],
     temperature: f64,
 ) -> Result<Option<Scaled>, EvaluateError> {
-    let rows = rows_of(logits, &labelled(logits, labels)?, temperature, None)?;
+    let rows = rows_of(logits, &labelled(logits, labels)?, temperature)?;
     let loss = rows.iter().map(|row| row.loss).sum::<f64>() / rows.len() as f64;
     Ok((!rows.is_empty()).then(|| Scaled { loss, ece: Calibration::of(&rows).ece }))
 }

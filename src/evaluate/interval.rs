@@ -1,7 +1,8 @@
+/// 97.5 % quantile of the normal distribution.
+pub(super) const Z: f64 = 1.959_963_984_540_054;
+
 /// Wilson's 95 % interval of a share: of `rows` rows, `right` are right. `[0, 1]` where there is no row.
 pub fn wilson_interval(right: usize, rows: usize) -> [f64; 2] {
-    /// 97.5 % quantile of the normal distribution.
-    const Z: f64 = 1.959_963_984_540_054;
     if rows == 0 {
         return [0.0, 1.0];
     }
@@ -31,7 +32,6 @@ pub fn mean_interval(values: &[f64]) -> (f64, Option<[f64; 2]>) {
 fn student(degrees: usize) -> f64 {
     const FIRST: [f64; 10] =
         [12.706_205, 4.302_653, 3.182_446, 2.776_445, 2.570_582, 2.446_912, 2.364_624, 2.306_004, 2.262_157, 2.228_139];
-    const Z: f64 = 1.959_963_984_540_054;
     let n = degrees as f64;
     FIRST.get(degrees.wrapping_sub(1)).copied().unwrap_or_else(|| {
         Z + (Z.powi(3) + Z) / (4.0 * n)

@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
+use super::interval::Z;
+
 /// Discordant rows up to which the exact test is used.
 const FEW: usize = 25;
-
-/// 97.5 % quantile of the normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
 
 /// McNemar's test (1947) on rows that both classifiers answered.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::bootstrap::bootstrap;
 use super::calibration::Calibration;
 use super::confusion::Confusion;
+use super::interval::Z;
 use super::roc::roc_auc;
 use super::{EvaluateError, argmax, labelled, log_sum_exp, wilson_interval};
 use crate::run::SplitScore;
@@ -17,9 +18,6 @@ const MOST_CONFUSION: usize = 100;
 
 /// The `k` of top-k accuracy.
 const TOP: usize = 5;
-
-/// 97.5 % quantile of the normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
 
 /// Share of rows whose label is among the `k` most probable classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +36,8 @@ pub(super) struct Row {
     /// Probability of the answer.
     pub(super) confidence: f64,
     pub(super) loss: f64,
+    /// `ln(sum(exp(logit)))`.
+    log_sum: f64,
     /// Classes that come before the label.
     rank: usize,
 }
@@ -56,8 +56,11 @@ pub fn score(
     if listed.is_empty() {
         return Ok(None);
     }
+    let rows = rows_of(logits, &listed, 1.0)?;
     let mut probabilities = Array2::zeros((listed.len(), logits.ncols()));
-    let rows = rows_of(logits, &listed, 1.0, Some(&mut probabilities))?;
+    probabilities.axis_iter_mut(Axis(0)).into_par_iter().zip(&listed).zip(&rows).for_each(|((place, &(row, _)), scored)| {
+        place.into_iter().zip(logits.row(row)).for_each(|(p, &logit)| *p = (f64::from(logit) - scored.log_sum).exp() as f32);
+    });
     let count = rows.len() as f64;
     let right = rows.iter().filter(|row| row.predicted == row.label).count();
     let loss = rows.iter().map(|row| row.loss).sum::<f64>() / count;
@@ -83,12 +86,11 @@ pub fn score(
     }))
 }
 
-/// Looks at the listed rows, logits divided by the temperature; writes their probabilities where they are asked for.
+/// Looks at the listed rows, logits divided by the temperature.
 pub(super) fn rows_of(
     logits: ArrayView2<'_, f32>,
     listed: &[(usize, usize)],
     temperature: f64,
-    probabilities: Option<&mut Array2<f32>>,
 ) -> Result<Vec<Row>, EvaluateError> {
     let one = |values: &mut Vec<f32>, row: usize, label: usize| {
         values.clear();
@@ -102,31 +104,13 @@ pub(super) fn rows_of(
         let before = |&(class, &other): &(usize, &f32)| other > own || (other == own && class < label);
         let rank = values.iter().enumerate().filter(before).count();
         let confidence = (f64::from(values[predicted]) - log_sum).exp();
-        let scored = Row { label, predicted, confidence, loss: log_sum - f64::from(own), rank };
-        Ok((scored, log_sum))
+        Ok(Row { label, predicted, confidence, loss: log_sum - f64::from(own), log_sum, rank })
     };
-    let blocks: Vec<Result<Vec<Row>, EvaluateError>> = match probabilities {
-        None => {
-            let block = |rows: &[(usize, usize)]| {
-                let mut values = Vec::new();
-                rows.iter().map(|&(row, label)| one(&mut values, row, label).map(|scored| scored.0)).collect()
-            };
-            listed.par_chunks(BLOCK_ROWS).map(block).collect()
-        }
-        Some(probabilities) => {
-            let places = probabilities.axis_chunks_iter_mut(Axis(0), BLOCK_ROWS).into_par_iter();
-            let block = |(rows, mut places): (&[(usize, usize)], ndarray::ArrayViewMut2<'_, f32>)| {
-                let mut values = Vec::new();
-                let scored = rows.iter().zip(places.rows_mut()).map(|(&(row, label), place)| {
-                    let (scored, log_sum) = one(&mut values, row, label)?;
-                    place.into_iter().zip(&values).for_each(|(p, &logit)| *p = (f64::from(logit) - log_sum).exp() as f32);
-                    Ok(scored)
-                });
-                scored.collect()
-            };
-            listed.par_chunks(BLOCK_ROWS).zip(places).map(block).collect()
-        }
+    let block = |rows: &[(usize, usize)]| {
+        let mut values = Vec::new();
+        rows.iter().map(|&(row, label)| one(&mut values, row, label)).collect()
     };
+    let blocks: Vec<Result<Vec<Row>, EvaluateError>> = listed.par_chunks(BLOCK_ROWS).map(block).collect();
     let mut rows = Vec::with_capacity(listed.len());
     for block in blocks {
         rows.extend(block?);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::HeadError;
-use super::kfold::hash;
+use super::holdout::hash;
 
 /// Group of a row: the folder of its id with the rule `folder`, else the id up to the first occurrence of the rule's text; an
 /// id without it is a group of its own.

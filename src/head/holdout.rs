@@ -63,10 +63,7 @@ pub fn hold_out(rule: &Rule<'_>, ids: &[String], labels: &[Option<i32>], classes
         let expected = "a share from 0 (no hold-out) to below 1, such as 0.2";
         return Err(HeadError::Parameter { name: "validation_split", found: fraction.to_string(), expected });
     }
-    if ids.len() != labels.len() {
-        return Err(HeadError::Size { what: "ids", found: ids.len(), expected: labels.len() });
-    }
-    let of_class = by_class(labels, classes.len())?;
+    let of_class = by_class(ids, labels, classes.len())?;
     let mut labelled: Vec<usize> = (0..labels.len()).filter(|&row| labels[row].is_some()).collect();
     let train = train_rows(labelled.len(), fraction);
     let held: Vec<usize> = match kind {
@@ -108,8 +105,21 @@ pub fn hold_out(rule: &Rule<'_>, ids: &[String], labels: &[Option<i32>], classes
     Ok(Split { train, holdout, warnings })
 }
 
+/// Hash of a name under a seed.
+pub(super) fn hash(seed: u64, name: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
 /// Labelled rows of each class.
-pub(super) fn by_class(labels: &[Option<i32>], classes: usize) -> Result<Vec<Vec<usize>>, HeadError> {
+///
+/// # Errors
+/// When ids and labels differ in number, or a label is not one of `classes` classes.
+pub(super) fn by_class(ids: &[String], labels: &[Option<i32>], classes: usize) -> Result<Vec<Vec<usize>>, HeadError> {
+    if ids.len() != labels.len() {
+        return Err(HeadError::Size { what: "ids", found: ids.len(), expected: labels.len() });
+    }
     let mut of_class: Vec<Vec<usize>> = vec![Vec::new(); classes];
     for (row, &label) in labels.iter().enumerate() {
         let Some(label) = label else { continue };

@@ -1,4 +1,4 @@
-use super::holdout::by_class;
+use super::holdout::{by_class, hash};
 use super::{HeadError, Split};
 
 /// `k` divisions of the labelled rows, each row held out in one of them; every class is spread over them as evenly as its rows
@@ -7,11 +7,8 @@ use super::{HeadError, Split};
 /// # Errors
 /// When `k` is below 2 or above the number of labelled rows, or ids and labels differ in number, or a label is below 0.
 pub fn kfold(labels: &[Option<i32>], ids: &[String], k: usize, seed: u64) -> Result<Vec<Split>, HeadError> {
-    if ids.len() != labels.len() {
-        return Err(HeadError::Size { what: "ids", found: ids.len(), expected: labels.len() });
-    }
     let classes = labels.iter().flatten().max().map_or(0, |&label| usize::try_from(label).map_or(0, |label| label + 1));
-    let of_class = by_class(labels, classes)?;
+    let of_class = by_class(ids, labels, classes)?;
     let labelled = of_class.iter().map(Vec::len).sum::<usize>();
     if !(2..=labelled).contains(&k) {
         let expected = "2 folds or more, and no more than there are labelled rows";
@@ -32,13 +29,6 @@ pub fn kfold(labels: &[Option<i32>], ids: &[String], k: usize, seed: u64) -> Res
     };
     let split = |fold| Split { train: rows(&|of| of != fold), holdout: rows(&|of| of == fold), warnings: Vec::new() };
     Ok((0..k).map(split).collect())
-}
-
-/// Hash of a name under a seed.
-pub(super) fn hash(seed: u64, name: &str) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
-    *hasher.finalize().as_bytes()
 }
 
 #[cfg(test)]

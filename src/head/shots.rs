@@ -1,6 +1,5 @@
 use super::HeadError;
-use super::holdout::by_class;
-use super::kfold::hash;
+use super::holdout::{by_class, hash};
 
 /// `shots` of the listed rows of each class, by a hash of seed and id, in the order of the rows; and the classes that have fewer,
 /// all of whose rows are taken.
@@ -15,15 +14,12 @@ pub fn few(
     labels: &[Option<i32>],
     classes: usize,
 ) -> Result<(Vec<usize>, Vec<usize>), HeadError> {
-    if ids.len() != labels.len() {
-        return Err(HeadError::Size { what: "ids", found: ids.len(), expected: labels.len() });
-    }
     let mut listed = vec![None; labels.len()];
     for &row in rows {
         *listed.get_mut(row).ok_or(HeadError::NoSuchRow { row, rows: labels.len() })? = labels[row];
     }
     let (mut taken, mut short) = (Vec::new(), Vec::new());
-    for (class, mut rows) in by_class(&listed, classes)?.into_iter().enumerate() {
+    for (class, mut rows) in by_class(ids, &listed, classes)?.into_iter().enumerate() {
         if rows.len() < shots {
             short.push(class);
         }

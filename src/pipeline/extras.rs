@@ -1,19 +1,18 @@
 //! What a head is measured by: classifiers that need no fitting, and heads on few images.
 
-use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use ndarray::Axis;
 use serde::Serialize;
 
-use super::fit::Rows;
+use super::fit::{Rows, labelled};
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate::{argmax, mean_interval, wilson_interval};
 use crate::events::{Event, Unit};
-use crate::head::{self, Examples, ParamGuard as _};
+use crate::head::{self, ParamGuard as _};
 use crate::run::{BaselineScore, BaselineSplit, Metrics, RunDir};
-use crate::store::{SplitFeatures, Store};
+use crate::store::Store;
 
 /// Heads on `shots` images of each class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,14 +49,11 @@ pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metri
     let rows = Rows::load(&store, params.split)?;
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;
-    let examples = Examples {
-        x: rows.fitting.embeddings.view(),
-        labels: &rows.fitting.labels,
-        train: &division.train,
-        holdout: &division.holdout,
-        classes,
-    };
-    let targets = [Some((&rows.fitting, division.holdout.clone())), rows.test.as_ref().map(|test| (test, labelled(test)))];
+    let examples = rows.examples(&division.train, &division.holdout, classes);
+    let targets = [
+        Some((&rows.fitting, division.holdout.clone())),
+        rows.test.as_ref().map(|test| (test, labelled(test, 0..test.ids.len()))),
+    ];
     let stopped = || Interrupted(format!("stopped; {} is as it was", pipeline.run.display()));
     let mut found = Vec::new();
     for name in ["majority", "nearest_mean", "nearest_neighbours"] {
@@ -76,7 +72,7 @@ pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metri
                     });
                     let mut advance = |done: usize| {
                         (context.observe)(Event::Advanced { task: TASK, done: done as u64 });
-                        if context.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                        context.flow()
                     };
                     let answers = context.stoppable(|| head::nearest_neighbours(&examples, x, rows, &mut advance))?;
                     (context.observe)(Event::Finished { task: TASK });
@@ -114,7 +110,8 @@ pub fn few_shots(
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;
     let fitting = &rows.fitting;
-    let test = rows.test.as_ref().map(|test| ("test", test, labelled(test))).filter(|(_, _, rows)| !rows.is_empty());
+    let test =
+        rows.test.as_ref().map(|test| ("test", test, labelled(test, 0..test.ids.len()))).filter(|(_, _, rows)| !rows.is_empty());
     let (split, features, scored) = test.unwrap_or_else(|| ("validation", fitting, division.holdout.clone()));
     if scored.is_empty() {
         let reason = "nothing to score on: no row is held out, and there is no labelled test split; set head.validation_split";
@@ -132,12 +129,10 @@ pub fn few_shots(
                     format!("{} classes have fewer than {shots} training images, such as {}", short.len(), classes[*first]);
                 (context.observe)(Event::Warned(format!("{text}: what there is of them is used")));
             }
-            let examples =
-                Examples { x: fitting.embeddings.view(), labels: &fitting.labels, train: &train, holdout: &[], classes };
+            let examples = rows.examples(&train, &[], classes);
             // No row is held out here that early stopping could watch.
             let checked = head::HeadParams { seed, patience: None, min_delta: None, ..params.clone() }.check()?;
-            let mut go_on =
-                |_: &_| if context.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let mut go_on = |_: &_| context.flow();
             let fitted = context.stoppable(|| head::fit(&checked, &examples, &mut go_on)).map_err(|error| rows.name(error))?;
             if context.stop.load(Ordering::Relaxed) {
                 return Err(Interrupted("stopped; the head on all images is kept, shots.csv is not written".into()).into());
@@ -154,11 +149,6 @@ pub fn few_shots(
     }
     RunDir::new(&pipeline.run).write_table("shots.csv", &table)?;
     Ok(found)
-}
-
-/// Rows that have a label.
-fn labelled(features: &SplitFeatures) -> Vec<usize> {
-    (0..features.labels.len()).filter(|&row| features.labels[row].is_some()).collect()
 }
 
 fn is(label: Option<i32>, class: usize) -> bool {

@@ -80,13 +80,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
     let started = Instant::now();
     let fitted = context.stoppable(|| {
-        let examples = Examples {
-            x: rows.fitting.embeddings.view(),
-            labels: &rows.fitting.labels,
-            train: &division.train,
-            holdout: &division.holdout,
-            classes,
-        };
+        let examples = rows.examples(&division.train, &division.holdout, classes);
         head::fit_resumable(&checked, &examples, &mut checkpoints, &mut watch)
     });
     let fit_seconds = started.elapsed().as_secs_f64();
@@ -229,8 +223,7 @@ impl Rows {
 
     pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
         let classes = &store.manifest().classes;
-        let labelled = |rows: Range<usize>| rows.filter(|&row| self.fitting.labels[row].is_some()).collect::<Vec<_>>();
-        let train = labelled(0..self.validation.start);
+        let train = labelled(&self.fitting, 0..self.validation.start);
         let unlabelled = self.validation.start - train.len();
         let mut division = if self.validation.is_empty() {
             let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
@@ -238,7 +231,7 @@ impl Rows {
             let split = head::hold_out(&params.rule(kind), &self.fitting.ids, &self.fitting.labels, classes)?;
             Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
         } else {
-            let holdout = labelled(self.validation.clone());
+            let holdout = labelled(&self.fitting, self.validation.clone());
             let warnings = head::lacking(&train, &holdout, &self.fitting.labels, classes);
             Division { train, holdout, kind: "source".into(), warnings }
         };
@@ -246,6 +239,11 @@ impl Rows {
             division.warnings.push(format!("{unlabelled} images of train have no label: they are left out of the fit"));
         }
         Ok(division)
+    }
+
+    /// What a head is fitted on, of these rows of `fitting`.
+    pub(super) fn examples<'a>(&'a self, train: &'a [usize], holdout: &'a [usize], classes: &'a [String]) -> Examples<'a> {
+        Examples { x: self.fitting.embeddings.view(), labels: &self.fitting.labels, train, holdout, classes }
     }
 
     /// Puts the image's id into an error that knows its row alone.
@@ -257,6 +255,11 @@ impl Rows {
             other => other.into(),
         }
     }
+}
+
+/// Those of the rows that have a label.
+pub(super) fn labelled(features: &SplitFeatures, rows: Range<usize>) -> Vec<usize> {
+    rows.filter(|&row| features.labels[row].is_some()).collect()
 }
 
 /// Logits of some rows, in blocks, so that the features are never held twice.

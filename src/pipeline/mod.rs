@@ -8,6 +8,7 @@ mod proof;
 mod report;
 mod settings;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -183,6 +184,11 @@ impl Context<'_> {
     pub fn runtime_options(&self, compute: Compute) -> RuntimeOptions {
         let (cache, offline) = (self.search.cache.clone(), self.search.offline);
         RuntimeOptions { library: self.library.clone(), cache, offline, compute }
+    }
+
+    /// Whether to go on, as a solver asks.
+    pub fn flow(&self) -> ControlFlow<()> {
+        if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Runs something that ends cleanly by itself once `stop` is set.

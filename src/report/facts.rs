@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::tables::{ClassFigures, ConfusionCell, Mistake, Predictions, SplitCounts};
 use super::{Inputs, ReportError, StoreFacts};
+use crate::evaluate::TopK;
 use crate::run::{EpochRecord, Metrics, SplitScore};
 
 /// Version of `report.json`.
@@ -20,15 +21,6 @@ const CONFUSED_PAIRS: usize = 20;
 
 /// The `k` of top-k accuracy that are worth a column.
 const TOP: [usize; 3] = [1, 3, 5];
-
-/// Share of rows whose label is among the `k` most probable classes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct TopK {
-    /// How many classes count.
-    pub k: usize,
-    /// 0 to 1.
-    pub accuracy: f64,
-}
 
 /// Figures of one split.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -23,7 +23,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{Examined, Facts, REPORT_SCHEMA, SplitFacts, Timing, TopK};
+pub use facts::{Examined, Facts, REPORT_SCHEMA, SplitFacts, Timing};
 pub use tables::{ClassFigures, ConfusionCell, Mistake};
 
 /// What can go wrong with a report.

@@ -4,6 +4,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::evaluate::TopK;
 use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, SplitRecord, SplitScore};
 
 /// A row: split, label, answer, probability of the answer. The other classes share the rest alike.
