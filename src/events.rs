@@ -7,6 +7,8 @@ pub enum Unit {
     Images,
     /// Bytes of a download.
     Bytes,
+    /// Heads of a sweep.
+    Heads,
 }
 
 /// One thing that happened. `task` names the same task in `Started`, `Advanced` and `Finished`.

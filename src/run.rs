@@ -7,10 +7,16 @@
 //!   metrics.json          settings, scores of each split
 //!   predictions.parquet   one row an image that was scored
 //!   pipeline.toml         the pipeline as resolved
+//!   sweep.csv             one row a candidate, where a sweep chose the settings
 //!   report.html report.json
+//!   statistics.safetensors, statistics.parquet  of ridge: what the head follows from, and the rows it is of
+//!   l2_path.csv, left_out.parquet  of ridge: every strength of L2; each training row's answer by a fit without it
 //!   checkpoint.safetensors  only while a long fit runs or after it was stopped: where it goes on
 //! ```
 
+mod rows;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -25,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, Scaled, TopK};
 use crate::head::Checkpoints;
 use crate::persist::persist;
+pub use rows::TrainedRows;
 
 /// Version of `metrics.json`; another version is refused.
 pub const METRICS_SCHEMA: u32 = 2;
@@ -109,6 +116,86 @@ pub struct SplitRecord {
     pub holdout: usize,
 }
 
+/// What bringing a head up to date changed of the rows it is fitted on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateRecord {
+    /// Rows that came.
+    pub added: usize,
+    /// Rows that went.
+    pub removed: usize,
+    /// Rows that have another label.
+    pub relabelled: usize,
+}
+
+/// How a sweep chose the settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SweepRecord {
+    /// Settings that were tried.
+    pub candidates: usize,
+    /// Folds of the cross-validation; none where the hold-out decided.
+    pub folds: Option<usize>,
+    /// Why these settings.
+    pub reason: String,
+    /// Every candidate, best first.
+    pub trials: Vec<Trial>,
+}
+
+/// One candidate of a sweep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The keys of `[head]` that were varied, and their values.
+    pub settings: BTreeMap<String, serde_json::Value>,
+    /// On the rows that were held out; none where the fit failed.
+    pub accuracy: Option<f64>,
+    /// Percentile bootstrap 95 % interval of `accuracy`.
+    pub accuracy_interval: Option<[f64; 2]>,
+    /// Mean cross-entropy of the same rows.
+    pub loss: Option<f64>,
+    /// Wall time of its fits, seconds; those that share work divide it evenly.
+    pub seconds: f64,
+    /// Why the fit failed.
+    pub error: Option<String>,
+}
+
+impl Trial {
+    /// A setting as it is given on a command line.
+    pub fn setting(&self, key: &str) -> String {
+        match self.settings.get(key) {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+            None => String::new(),
+        }
+    }
+
+    /// The settings as they are given on a command line.
+    pub fn shown(&self) -> String {
+        self.settings.keys().map(|key| format!("{key}={}", self.setting(key))).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl SweepRecord {
+    /// `sweep.csv`: a header, then a row for each candidate; a column for each key that was varied.
+    pub fn table(&self) -> Vec<Vec<String>> {
+        let keys: Vec<&String> = self.trials.first().map(|trial| trial.settings.keys().collect()).unwrap_or_default();
+        let scores = ["accuracy", "accuracy_low", "accuracy_high", "loss", "seconds", "error"].map(String::from);
+        let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+        let line = |trial: &Trial| -> Vec<String> {
+            let interval = trial.accuracy_interval;
+            let found = [
+                number(trial.accuracy),
+                number(interval.map(|interval| interval[0])),
+                number(interval.map(|interval| interval[1])),
+                number(trial.loss),
+                number(Some(trial.seconds)),
+                trial.error.clone().unwrap_or_default(),
+            ];
+            keys.iter().map(|key| trial.setting(key)).chain(found).collect()
+        };
+        let header = keys.iter().map(|key| (*key).clone()).chain(scores).collect();
+        std::iter::once(header).chain(self.trials.iter().map(line)).collect()
+    }
+}
+
 /// Scores of a classifier that needs no fitting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BaselineScore {
@@ -142,7 +229,7 @@ pub struct Metrics {
     pub store_key: String,
     /// Hash of everything this fit depends on; equal means up to date.
     pub fit_key: String,
-    /// `adam`, `linfa`.
+    /// `adam`, `lbfgs`, `ridge`, `linfa`.
     pub solver: String,
     /// Epochs that were run (iterations for a solver without epochs); fewer than `head.epochs` where early stopping ended the fit.
     pub epochs: usize,
@@ -168,6 +255,16 @@ pub struct Metrics {
     /// The temperature that is best for the loss on the hold-out: divide the logits by it for probabilities that can be trusted
     /// more. Not applied to predictions; none where there is no hold-out or no best one.
     pub temperature: Option<f64>,
+    /// The strength of L2 that was used.
+    #[serde(default)]
+    pub l2: f64,
+    /// How the settings were chosen, where a sweep chose them; then `validation` is of the head before it was fitted again on all
+    /// labelled rows of train.
+    #[serde(default)]
+    pub sweep: Option<SweepRecord>,
+    /// What changed, where the head was brought up to date from its statistics; `train` is not scored then.
+    #[serde(default)]
+    pub update: Option<UpdateRecord>,
     /// Classifiers that need no fitting, where they were asked for.
     #[serde(default)]
     pub baselines: Vec<BaselineScore>,
@@ -315,14 +412,14 @@ impl RunDir {
         self.write(name, &bytes)
     }
 
-    /// Writes `predictions.parquet`: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list of `classes`).
+    /// Writes predictions: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list of `classes`).
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write_predictions(&self, predictions: &Predictions, classes: usize) -> Result<(), RunError> {
-        let path = self.file("predictions.parquet");
+    pub fn write_predictions(&self, name: &str, predictions: &Predictions, classes: usize) -> Result<(), RunError> {
+        let path = self.file(name);
         let bytes = predictions.to_parquet(classes).map_err(|reason| RunError::Damaged { path, reason })?;
-        self.write("predictions.parquet", &bytes)
+        self.write(name, &bytes)
     }
 
     /// Removes a file of the run, if it is there.

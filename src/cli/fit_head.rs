@@ -6,7 +6,7 @@ use super::options::{HeadArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
 use crate::head::Solver;
-use crate::pipeline::{self, Fit, Pipeline, Shots, StageOutcome};
+use crate::pipeline::{self, Axis, Fit, Pipeline, Plan, Shots, StageOutcome};
 use crate::run::{BaselineSplit, EpochRecord, SplitScore};
 
 /// Arguments of `tlpipe fit-head`.
@@ -14,13 +14,30 @@ use crate::run::{BaselineSplit, EpochRecord, SplitScore};
 #[command(after_help = "Examples:\n  tlpipe fit-head pipelines/cifar10.toml\n  \
     tlpipe fit-head pipelines/cifar10.toml --epochs 30 --learning-rate 3e-3 --run runs/longer\n  \
     tlpipe fit-head pipelines/cifar10.toml --epochs 100 --schedule cosine --weight-decay 4e-3 --patience 5\n  \
-    tlpipe fit-head --features ./features --run ./run --solver linfa --set head.standardize=true\n  \
+    tlpipe fit-head --features ./features --run ./run --solver ridge\n  \
+    tlpipe fit-head pipelines/cifar10.toml --sweep --solver lbfgs\n  \
+    tlpipe fit-head pipelines/cifar10.toml --sweep --grid solver=lbfgs,ridge --grid l2=1e-3,1e-2,1e-1 --folds 5\n  \
     tlpipe fit-head pipelines/cifar10.toml --baselines --shots 1,5,10,50")]
 pub struct FitHeadArgs {
     #[command(flatten)]
     pipeline: PipelineArgs,
     #[command(flatten)]
     head: HeadArgs,
+    /// Try many settings on the hold-out and fit the best again on all training rows: L2, for adam learning rate and L2, or --grid.
+    #[arg(long)]
+    sweep: bool,
+    /// What --sweep tries for a key of [head], as in l2=1e-4,1e-3,1e-2 or solver=adam,ridge or, with --draws, l2=1e-5..1; repeatable.
+    #[arg(long, value_name = "KEY=VALUES", value_parser = Axis::parse, requires = "sweep")]
+    grid: Vec<Axis>,
+    /// Draw so many points of the grid at random instead of trying all of it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), requires = "sweep")]
+    draws: Option<u32>,
+    /// Choose by stratified cross-validation with so many folds instead of the hold-out.
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(2..), requires = "sweep")]
+    folds: Option<u32>,
+    /// Bring the run's ridge head up to date with the feature store, reading only the rows that came, went or were relabelled.
+    #[arg(long, conflicts_with_all = ["sweep", "baselines", "shots"])]
+    update: bool,
     /// Score classifiers that need no fitting beside the head: majority, nearest class mean, 20 nearest neighbours.
     #[arg(long)]
     baselines: bool,
@@ -35,7 +52,14 @@ pub struct FitHeadArgs {
 /// Runs stage 2, whether or not anything has changed: who asks for a head gets one.
 pub fn main(args: &FitHeadArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let pipeline = shell.pipeline(&args.pipeline, args.head.overrides())?;
-    let mut fit = fit(&pipeline, shell, true)?;
+    let mut fit = if args.update {
+        pipeline::update(&pipeline, &shell.context)?
+    } else if args.sweep {
+        let (draws, folds) = (args.draws.map(|draws| draws as usize), args.folds.map(|folds| folds as usize));
+        pipeline::sweep(&pipeline, &shell.context, &Plan { axes: args.grid.clone(), draws, folds })?
+    } else {
+        fit(&pipeline, shell, true)?
+    };
     if args.baselines {
         pipeline::baselines(&pipeline, &shell.context, &mut fit.metrics)?;
     }
@@ -50,8 +74,27 @@ pub fn main(args: &FitHeadArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     };
     shell.output.result(&result, || {
         let extras = [baseline_table(&fit), shot_table(&shots)].into_iter().flatten();
-        std::iter::once(summary(&pipeline, &fit)).chain(extras).collect::<Vec<_>>().join("\n\n")
+        sweep_table(&fit).into_iter().chain([summary(&pipeline, &fit)]).chain(extras).collect::<Vec<_>>().join("\n\n")
     })
+}
+
+/// The best of what was tried.
+fn sweep_table(fit: &Fit) -> Option<String> {
+    const SHOWN: usize = 10;
+    let trials = &fit.metrics.sweep.as_ref()?.trials;
+    let keys: Vec<&String> = trials.first()?.settings.keys().collect();
+    let header: Vec<&str> = keys.iter().map(|key| key.as_str()).chain(["accuracy (95 %)", "loss", "time"]).collect();
+    let rows = trials.iter().take(SHOWN).map(|trial| {
+        let accuracy = match (trial.accuracy, trial.accuracy_interval) {
+            (Some(accuracy), Some([low, high])) => format!("{accuracy:.4} ({low:.3} to {high:.3})"),
+            _ => "failed".into(),
+        };
+        let loss = trial.loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"));
+        keys.iter().map(|key| trial.setting(key)).chain([accuracy, loss, say::seconds(trial.seconds)]).collect()
+    });
+    let table = say::table(&header, rows);
+    let more = trials.len().saturating_sub(SHOWN);
+    Some(if more > 0 { format!("{table}\n  … {more} more in sweep.csv\n") } else { format!("{table}\n") })
 }
 
 /// The head among the classifiers that need no fitting.
@@ -85,10 +128,10 @@ fn shot_table(shots: &[Shots]) -> Option<String> {
 
 /// Fits with a line an epoch; unless `always`, only when something has changed.
 pub fn fit(pipeline: &Pipeline, shell: &Shell<'_>, always: bool) -> anyhow::Result<Fit> {
-    // Only Adam counts epochs; another solver tells once, at its end.
-    let epochs = if pipeline.settings.head.solver == Solver::Adam { pipeline.settings.head.epochs } else { 1 };
     let mut show = |record: &EpochRecord| {
-        shell.progress.note(&epoch_line(record, epochs));
+        if pipeline.settings.head.solver == Solver::Adam {
+            shell.progress.note(&epoch_line(record, pipeline.settings.head.epochs));
+        }
         shell.context.flow()
     };
     Ok(pipeline::fit_head(pipeline, &shell.context, always, &mut show)?)

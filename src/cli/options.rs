@@ -113,7 +113,7 @@ impl RuntimeArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Head")]
 pub struct HeadArgs {
-    /// How the head is fitted: adam or linfa [head.solver].
+    /// How the head is fitted: adam, lbfgs, ridge or linfa [head.solver].
     #[arg(long, value_name = "SOLVER")]
     solver: Option<String>,
     /// Passes over the training rows [head.epochs].
@@ -128,6 +128,9 @@ pub struct HeadArgs {
     /// How the learning rate goes on: constant, cosine or step [head.schedule].
     #[arg(long, value_name = "HOW")]
     schedule: Option<String>,
+    /// Strength of L2 [head.l2].
+    #[arg(long, value_name = "L2", allow_negative_numbers = true)]
+    l2: Option<f64>,
     /// Adam's decoupled weight decay, as in AdamW [head.weight_decay].
     #[arg(long, value_name = "DECAY", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
@@ -199,6 +202,7 @@ impl HeadArgs {
             integer("head.batch_size", self.batch_size),
             number("head.learning_rate", self.learning_rate),
             text("head.schedule", self.schedule.as_ref()),
+            number("head.l2", self.l2),
             number("head.weight_decay", self.weight_decay),
             number("head.label_smoothing", self.label_smoothing),
             number("head.dropout", self.dropout),

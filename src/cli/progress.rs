@@ -66,6 +66,7 @@ impl Progress {
             (Unit::Images, Some(_)) => "  {prefix:<12} {human_pos}/{human_len} {bar:24.cyan/dim} {per_sec} · {eta} left",
             (Unit::Images, None) => "  {prefix:<12} {human_pos} {spinner} {per_sec}",
             (Unit::Bytes, Some(_)) => "  {prefix} {bytes}/{total_bytes} {bar:24.cyan/dim} {bytes_per_sec} · {eta} left",
+            (Unit::Heads, _) => "  {prefix:<12} {human_pos}/{human_len} {bar:24.cyan/dim} {eta} left",
             (Unit::Bytes, None) => "  {prefix} {bytes} {spinner} {bytes_per_sec}",
         };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -74,7 +74,7 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         // A setting that the solver has.
         let other = match pipeline.settings.head.solver {
             Solver::Adam => "--set head.learning_rate=3e-3",
-            Solver::Linfa => "--set head.l2=1e-2",
+            Solver::Lbfgs | Solver::Ridge | Solver::Linfa => "--set head.l2=1e-1",
         };
         let hint = shell.hint("fit-head", &pipeline.run.join("pipeline.toml"), other);
         format!("{} in all. Another head on these features takes a second: {hint}", say::seconds(seconds))

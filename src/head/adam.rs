@@ -77,7 +77,7 @@ pub(super) fn solve(
     let best = early.and_then(|early| early.best);
     let best_epoch = best.as_ref().map(|best| best.epoch);
     let weights = best.map_or_else(|| Weights::unpack(&training.layer), |best| best.weights);
-    Ok(Solved { best_epoch, resumed_after, ..Solved::new(weights, history) })
+    Ok(Solved { best_epoch, resumed_after, ..Solved::new(weights, history, params.l2()) })
 }
 
 /// What changes from step to step, and what it follows.

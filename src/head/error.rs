@@ -113,6 +113,15 @@ pub enum HeadError {
         /// What happened.
         reason: String,
     },
+    /// L-BFGS has no answer.
+    #[error("solver lbfgs: {reason}")]
+    Lbfgs {
+        /// What happened, and what to do.
+        reason: String,
+    },
+    /// Least squares has no answer.
+    #[error("solver ridge: the features cannot be solved for in f64; raise head.l2, or use head.solver = \"adam\"")]
+    Ridge,
     /// linfa refused the data.
     #[error(transparent)]
     Dataset(#[from] linfa::Error),

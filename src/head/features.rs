@@ -1,6 +1,7 @@
 //! Rows of the feature matrix as the solvers read them: in place where that is possible, standardized into a buffer otherwise.
 
-use ndarray::{ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::*;
 
 use super::dropout::Dropout;
 use super::simd::{Kernel, Simd, Vector};
@@ -23,6 +24,23 @@ impl<'a> Features<'a> {
     /// The same rows with features dropped.
     pub(super) fn dropping(self, dropout: Option<Dropout>) -> Self {
         Self { dropout, ..self }
+    }
+
+    /// The matrix itself.
+    pub(super) fn matrix(&self) -> ArrayView2<'_, f32> {
+        self.x.reborrow()
+    }
+
+    /// The listed rows one after the other as they are used, where that is not as they lie in the matrix.
+    pub(super) fn prepared(&self, rows: &[usize]) -> Option<Array2<f32>> {
+        self.standardization?;
+        let mut copy = Array2::zeros((rows.len(), self.width()));
+        copy.axis_iter_mut(Axis(0)).into_par_iter().zip(rows).for_each(|(mut to, &row)| {
+            if let Some(to) = to.as_slice_mut() {
+                self.copy_row(row, to);
+            }
+        });
+        Some(copy)
     }
 
     /// Values of a row.

@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use linfa::DatasetBase;
 use linfa::dataset::AsSingleTargets;
 use linfa::traits::Fit;
+use linfa::{DatasetBase, ParamGuard as _};
 use ndarray::{Array1, Array2, ArrayBase, ArrayView2, Axis, Data, Ix2};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -14,7 +14,8 @@ use super::checkpoint::Checkpoints;
 use super::dense::Dense;
 use super::features::Features;
 use super::standardize::Standardization;
-use super::{Head, HeadError, HeadValidParams, HoldOut, Solver, adam, hold_out, logistic};
+use super::statistics::Statistics;
+use super::{Head, HeadError, HeadParams, HeadValidParams, HoldOut, Ridge, Solver, adam, hold_out, lbfgs, logistic, ridge};
 use crate::run::EpochRecord;
 
 /// Told of each epoch as it ends; `Break` ends the training there, and what was trained is kept.
@@ -75,6 +76,12 @@ pub struct Fitted {
     pub best_epoch: Option<usize>,
     /// Epochs that an earlier fit had done, whose checkpoint this one went on from.
     pub resumed_after: usize,
+    /// The strength of L2 that was used.
+    pub l2: f64,
+    /// What a user should know before trusting the head.
+    pub warnings: Vec<String>,
+    /// What `ridge` leaves beside the head.
+    pub ridge: Option<Ridge>,
 }
 
 /// What a solver gives.
@@ -83,11 +90,14 @@ pub(super) struct Solved {
     pub(super) history: Vec<EpochRecord>,
     pub(super) best_epoch: Option<usize>,
     pub(super) resumed_after: usize,
+    pub(super) l2: f64,
+    pub(super) warnings: Vec<String>,
+    pub(super) ridge: Option<Ridge>,
 }
 
 impl Solved {
-    pub(super) fn new(weights: Weights, history: Vec<EpochRecord>) -> Self {
-        Self { weights, history, best_epoch: None, resumed_after: 0 }
+    pub(super) fn new(weights: Weights, history: Vec<EpochRecord>, l2: f64) -> Self {
+        Self { weights, history, best_epoch: None, resumed_after: 0, l2, warnings: Vec::new(), ridge: None }
     }
 }
 
@@ -101,9 +111,19 @@ pub(super) struct Problem<'a> {
     pub(super) classes: usize,
 }
 
+impl Problem<'_> {
+    /// Share of each class among the training rows.
+    pub(super) fn shares(&self) -> Vec<f64> {
+        let mut counts = vec![0_usize; self.classes];
+        self.train.iter().for_each(|&row| counts[self.labels[row]] += 1);
+        counts.into_iter().map(|count| count as f64 / self.train.len() as f64).collect()
+    }
+}
+
 /// Fits a head. The same settings and examples give the same bits on the same machine, on any number of threads.
 ///
-/// Memory beyond the examples: `adam` a few times the kernel; `linfa` a copy of the training rows in f64.
+/// Memory beyond the examples: `adam` a few times the kernel; `lbfgs` a copy of the training rows where features are standardized;
+/// `linfa` one in f64; `ridge` some matrices of D x D in f64.
 ///
 /// # Errors
 /// When the examples are not usable (a label that is no class, a feature that is not finite, one class only, nothing to train
@@ -128,7 +148,7 @@ pub fn fit_resumable(
     run(params, examples, &initial, Some(checkpoints), on_epoch)
 }
 
-/// Fits a head from given weights; `linfa`, whose problem has one optimum, starts from a zero kernel all the same.
+/// Fits a head from given weights; a solver whose problem has one optimum goes its own way to it all the same.
 ///
 /// # Errors
 /// As [`fit`], and when the weights do not have the shape of the examples.
@@ -148,7 +168,6 @@ fn run(
     checkpoints: Option<&mut Checkpoints<'_>>,
     on_epoch: OnEpoch<'_>,
 ) -> Result<Fitted, HeadError> {
-    let labels = check(examples)?;
     let (features, classes) = (examples.x.ncols(), examples.classes.len());
     let sizes = [
         ("rows of the initial kernel", initial.kernel.nrows(), features),
@@ -160,20 +179,79 @@ fn run(
             return Err(HeadError::Size { what, found, expected });
         }
     }
-    let standardization = params.standardize().then(|| Standardization::estimate(examples.x, examples.train));
-    let problem = Problem {
-        features: Features::new(examples.x, standardization.as_ref()),
-        labels: &labels,
-        train: examples.train,
-        holdout: examples.holdout,
-        classes,
-    };
-    let Solved { weights, history, best_epoch, resumed_after } = match params.solver {
+    let prepared = Prepared::new(params, examples)?;
+    let problem = prepared.problem();
+    let solved = match params.solver {
         Solver::Adam => adam::solve(params, &problem, initial, checkpoints, on_epoch)?,
         Solver::Linfa => logistic::solve(params, &problem, on_epoch)?,
+        Solver::Lbfgs => lbfgs::solve(params, &problem, on_epoch)?,
+        Solver::Ridge => ridge::solve(params, &problem, &prepared.statistics, on_epoch)?,
     };
-    let head = Head::new(weights, standardization, examples.classes.to_vec())?;
-    Ok(Fitted { head, history, best_epoch, resumed_after })
+    prepared.finish(solved)
+}
+
+/// Fits one head for each strength of L2, whatever `params.l2` says, strongest first: what the fits have in common is done once,
+/// and `lbfgs` starts each from the last one's head. Fewer heads than strengths come back where `on_epoch` breaks.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_path(
+    params: &HeadValidParams,
+    examples: &Examples<'_>,
+    l2s: &[f64],
+    on_epoch: OnEpoch<'_>,
+) -> Result<Vec<Fitted>, HeadError> {
+    let mut l2s = l2s.to_vec();
+    l2s.sort_by(|a, b| b.total_cmp(a));
+    if !matches!(params.solver, Solver::Lbfgs | Solver::Ridge) {
+        let each = l2s.iter().map(|&l2| fit(&HeadParams { l2: Some(l2), ..(**params).clone() }.check()?, examples, on_epoch));
+        return each.collect();
+    }
+    let prepared = Prepared::new(params, examples)?;
+    let problem = prepared.problem();
+    let solved = if params.solver == Solver::Lbfgs {
+        lbfgs::path(params, &problem, &l2s, on_epoch)?
+    } else {
+        ridge::path(&problem, &prepared.statistics, &l2s, on_epoch)?
+    };
+    solved.into_iter().map(|solved| prepared.finish(solved)).collect()
+}
+
+/// Checked examples and what is taken of them before any solver runs.
+struct Prepared<'e, 'a> {
+    examples: &'e Examples<'a>,
+    labels: Vec<usize>,
+    statistics: Option<Statistics>,
+    standardization: Option<Standardization>,
+}
+
+impl<'e, 'a> Prepared<'e, 'a> {
+    fn new(params: &HeadValidParams, examples: &'e Examples<'a>) -> Result<Self, HeadError> {
+        let labels = check(examples)?;
+        let (x, train) = (examples.x, examples.train);
+        let statistics = (params.solver == Solver::Ridge).then(|| Statistics::of(x, &labels, train, examples.classes.len()));
+        let standardization = match &statistics {
+            Some(statistics) => Some(statistics.standardization()),
+            None => params.standardize().then(|| Standardization::estimate(x, train)),
+        };
+        Ok(Self { examples, labels, statistics, standardization })
+    }
+
+    fn problem(&self) -> Problem<'_> {
+        Problem {
+            features: Features::new(self.examples.x, self.standardization.as_ref()),
+            labels: &self.labels,
+            train: self.examples.train,
+            holdout: self.examples.holdout,
+            classes: self.examples.classes.len(),
+        }
+    }
+
+    fn finish(&self, solved: Solved) -> Result<Fitted, HeadError> {
+        let Solved { weights, history, best_epoch, resumed_after, l2, warnings, ridge } = solved;
+        let head = Head::new(weights, self.standardization.clone(), self.examples.classes.to_vec())?;
+        Ok(Fitted { head, history, best_epoch, resumed_after, l2, warnings, ridge })
+    }
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.

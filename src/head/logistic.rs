@@ -14,11 +14,10 @@ use linfa_logistic::MultiLogisticRegression;
 use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
-use super::dense::Dense;
 use super::fit::{OnEpoch, Problem, Solved, Weights};
-use super::tally::score;
+use super::lbfgs::UNSEEN;
+use super::tally::closed_record;
 use super::{HeadError, HeadValidParams};
-use crate::run::EpochRecord;
 
 /// Norm of the mean gradient at which the fit is done.
 const TOLERANCE: f64 = 1e-6;
@@ -26,23 +25,19 @@ const TOLERANCE: f64 = 1e-6;
 /// By how much rounding to f32 may raise the training loss.
 const SLACK: f64 = 1e-5;
 
-/// Logit of a class without a training row, whose bias has its optimum at minus infinity. The logits of the others sum to
-/// zero in every row, so this is a probability below 1e-13.
-const UNSEEN: f32 = -30.0;
-
 /// Fits from a zero kernel. There are no epochs to report: the history has one record, the fitted head's.
 pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: OnEpoch<'_>) -> Result<Solved, HeadError> {
     let start = Instant::now();
     let failed = |reason: String| HeadError::Linfa { reason };
     let rows = problem.train.len() as f64;
     let targets: Array1<usize> = problem.train.iter().map(|&row| problem.labels[row]).collect();
-    let present = shares(problem);
+    let present: Vec<f64> = problem.shares().into_iter().filter(|&share| share > 0.0).collect();
     let dataset = DatasetBase::new(records(problem), targets);
     // linfa minimizes the sum over the rows.
     let solver = MultiLogisticRegression::default()
         .alpha(params.l2() * rows)
         .gradient_tolerance(TOLERANCE * rows)
-        .max_iterations(params.max_iterations)
+        .max_iterations(params.max_iterations())
         .initial_params(start_from(problem.features.width(), &present));
     let fitted = catch_unwind(AssertUnwindSafe(|| solver.fit(&dataset)))
         .map_err(|panic| failed(format!("linfa-logistic panicked: {}", said(&*panic))))?
@@ -50,7 +45,7 @@ pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: O
 
     let mut weights = Weights {
         kernel: Array2::zeros((problem.features.width(), problem.classes)),
-        bias: Array1::from_elem(problem.classes, UNSEEN),
+        bias: Array1::from_elem(problem.classes, UNSEEN as f32),
     };
     for (column, &class) in fitted.classes().iter().enumerate() {
         weights.kernel.slice_mut(s![.., class]).assign(&fitted.params().column(column).mapv(|value| value as f32));
@@ -62,32 +57,14 @@ pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: O
     if fitted.params().iter().all(|&value| value == 0.0) {
         return Err(failed("the weights are all zero; if the features are not constant, this is a fault of the solver".into()));
     }
-    let layer = Dense::pack(weights.kernel.view(), weights.bias.view());
-    let seen = score(&layer, problem, problem.train);
+    let record = closed_record(&weights, problem, start);
     let chance = -present.iter().map(|share| share * share.ln()).sum::<f64>();
-    if seen.mean_loss().is_nan() || seen.mean_loss() > chance + SLACK {
-        return Err(failed(format!("the training loss is {}, worse than the class shares alone ({chance})", seen.mean_loss())));
+    if record.loss.is_nan() || record.loss > chance + SLACK {
+        return Err(failed(format!("the training loss is {}, worse than the class shares alone ({chance})", record.loss)));
     }
-    let held = (!problem.holdout.is_empty()).then(|| score(&layer, problem, problem.holdout));
-    let record = EpochRecord {
-        epoch: 1,
-        loss: seen.mean_loss(),
-        accuracy: seen.accuracy(),
-        val_loss: held.as_ref().map(|held| held.mean_loss()),
-        val_accuracy: held.as_ref().map(|held| held.accuracy()),
-        seconds: start.elapsed().as_secs_f64(),
-        learning_rate: None,
-    };
     // There is nothing left to break off.
     let _ = on_epoch(&record);
-    Ok(Solved::new(weights, vec![record]))
-}
-
-/// Share of each class that has training rows, in class order.
-fn shares(problem: &Problem<'_>) -> Vec<f64> {
-    let mut counts = vec![0_usize; problem.classes];
-    problem.train.iter().for_each(|&row| counts[problem.labels[row]] += 1);
-    counts.into_iter().filter(|&count| count > 0).map(|count| count as f64 / problem.train.len() as f64).collect()
+    Ok(Solved::new(weights, vec![record], params.l2()))
 }
 
 /// Zero kernel, and the bias that is best for it: from a zero bias the first step of an unbalanced set is along the bias, far

@@ -8,8 +8,8 @@
 //!                                    └──▶ head.safetensors
 //! ```
 //!
-//! Two solvers stand beside each other behind linfa's traits: Adam on minibatches, to the letter of Keras, and
-//! `linfa-logistic`. [`fit`] is the way in for a pipeline: it trains on listed rows of one matrix, which is not copied, and
+//! Four solvers stand beside each other behind linfa's traits: Adam on minibatches, to the letter of Keras; the optimum of
+//! multinomial logistic regression by L-BFGS, ours and `linfa-logistic`; and least squares in closed form. [`fit`] is the way in for a pipeline: it trains on listed rows of one matrix, which is not copied, and
 //! tells of each epoch. A program that has a linfa data set can write:
 //!
 //! ```
@@ -21,7 +21,7 @@
 //! let x = Array2::from_shape_fn((40, 2), |(row, column)| (row % 2) as f32 * 4.0 - 2.0 + (row * 3 + column * 7) as f32 % 5.0 / 5.0);
 //! let y = Array1::from_shape_fn(40, |row| row % 2);
 //! let data = DatasetBase::new(x, y);
-//! for solver in [Solver::Adam, Solver::Linfa] {
+//! for solver in [Solver::Adam, Solver::Lbfgs, Solver::Ridge, Solver::Linfa] {
 //!     let head = HeadParams { solver, epochs: 50, learning_rate: 0.05, ..HeadParams::default() }.fit(&data)?;
 //!     let predicted: Array1<usize> = head.predict(&data);
 //!     assert_eq!(&predicted, data.targets());
@@ -43,13 +43,17 @@ mod fit;
 mod group;
 mod holdout;
 mod kfold;
+mod lbfgs;
 mod logistic;
+mod minimize;
 mod model;
 mod params;
+mod ridge;
 mod schedule;
 mod shots;
 mod simd;
 mod standardize;
+mod statistics;
 mod step;
 mod tally;
 mod update;
@@ -58,12 +62,14 @@ pub use balance::ClassWeights;
 pub use baseline::{NEIGHBOURS, majority, nearest_mean, nearest_neighbours};
 pub use checkpoint::Checkpoints;
 pub use error::HeadError;
-pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_resumable};
+pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_path, fit_resumable};
 pub use holdout::{Rule, Split, hold_out, lacking};
 pub use kfold::kfold;
 pub use linfa::ParamGuard;
 pub use model::Head;
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
+pub use ridge::{Ridge, RidgePoint, ridge_head};
 pub use schedule::Schedule;
 pub use shots::few;
 pub use standardize::Standardization;
+pub use statistics::{Change, Origin, Statistics};

@@ -12,7 +12,11 @@ pub enum Solver {
     /// Minibatches with Adam, to the letter of Keras: the guide's recipe.
     #[default]
     Adam,
-    /// `linfa-logistic`: multinomial logistic regression with L2 by L-BFGS, in f64.
+    /// Multinomial logistic regression with L2: the one optimum.
+    Lbfgs,
+    /// One-vs-rest least squares with L2, in closed form.
+    Ridge,
+    /// `linfa-logistic`: what `lbfgs` does, in f64.
     Linfa,
 }
 
@@ -20,6 +24,8 @@ impl fmt::Display for Solver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Adam => "adam",
+            Self::Lbfgs => "lbfgs",
+            Self::Ridge => "ridge",
             Self::Linfa => "linfa",
         })
     }
@@ -79,12 +85,16 @@ pub struct HeadParams {
     pub seed: u64,
     /// Whether each epoch takes the rows in a new order (`adam`).
     pub shuffle: bool,
-    /// Strength of L2: `l2 / 2 * sum(kernel²)` is added to the mean cross-entropy that is minimized, not to the loss that is
-    /// reported; 0 to 1e6. Left open: `adam` 0, `linfa` 1e-3.
+    /// Strength of L2: `l2 / 2 * sum(kernel²)` is added to the mean loss that is minimized (cross-entropy; `ridge` half the
+    /// squared error), not to the loss that is reported; 0 to 1e6. Left open: `adam` 0; `lbfgs` and `linfa` 1e-2; `ridge` chooses
+    /// by leaving each row out.
     pub l2: Option<f64>,
-    /// Iterations after which `linfa` stops; at least 1.
-    pub max_iterations: u64,
-    /// Whether features are standardized over the training rows. Left open: `adam` no; `linfa` always does.
+    /// Iterations after which `lbfgs` and `linfa` stop; at least 1. Left open: `lbfgs` 1,000, `linfa` 100.
+    pub max_iterations: Option<u64>,
+    /// Largest entry of the mean loss's gradient at which `lbfgs` is done, above 0. Left open: 3e-5.
+    pub tolerance: Option<f64>,
+    /// Whether features are standardized over the training rows. Left open: `adam` no, `lbfgs` yes; `linfa` and `ridge` always
+    /// do.
     pub standardize: Option<bool>,
     /// Decoupled weight decay (`adam`; AdamW, Loshchilov & Hutter, 2019), as Keras' `AdamW`: each step takes
     /// `rate * weight_decay` of the kernel away, the bias is spared; 0 to 100. Left open, 0.
@@ -124,7 +134,8 @@ impl Default for HeadParams {
             seed: 0,
             shuffle: true,
             l2: None,
-            max_iterations: 100,
+            max_iterations: None,
+            tolerance: None,
             standardize: None,
             weight_decay: None,
             label_smoothing: None,
@@ -148,15 +159,25 @@ pub struct HeadValidParams(HeadParams);
 impl HeadValidParams {
     /// Whether features are standardized.
     pub fn standardize(&self) -> bool {
-        self.standardize.unwrap_or(self.solver == Solver::Linfa)
+        self.standardize.unwrap_or(self.solver != Solver::Adam)
     }
 
-    /// Strength of L2.
-    pub fn l2(&self) -> f64 {
+    /// Strength of L2; not for `ridge` where it is left open.
+    pub(super) fn l2(&self) -> f64 {
         self.l2.unwrap_or(match self.solver {
             Solver::Adam => 0.0,
-            Solver::Linfa => 1e-3,
+            Solver::Lbfgs | Solver::Linfa | Solver::Ridge => 1e-2,
         })
+    }
+
+    /// Iterations after which a solver stops.
+    pub fn max_iterations(&self) -> u64 {
+        self.max_iterations.unwrap_or(if self.solver == Solver::Linfa { 100 } else { 1000 })
+    }
+
+    /// Gradient at which `lbfgs` is done.
+    pub fn tolerance(&self) -> f64 {
+        self.tolerance.unwrap_or(3e-5)
     }
 
     /// What the rows of each class count.
@@ -214,12 +235,25 @@ impl HeadParams {
             }
             _ => {}
         }
-        if self.max_iterations == 0 {
-            return wrong("max_iterations", &self.max_iterations, "at least 1");
+        match self.max_iterations {
+            Some(0) => return wrong("max_iterations", &0, "at least 1"),
+            Some(found) if !matches!(self.solver, Solver::Lbfgs | Solver::Linfa) => {
+                return wrong("max_iterations", &found, "nothing unless head.solver is \"lbfgs\" or \"linfa\"; take it out");
+            }
+            _ => {}
         }
-        if self.solver == Solver::Linfa && self.standardize == Some(false) {
-            // On unscaled features its line search can go on for ever, which nothing outside can stop.
-            return wrong("standardize", &false, "true with head.solver = \"linfa\"; take the line out");
+        match self.tolerance {
+            Some(found) if !(found.is_finite() && found > 0.0) => {
+                return wrong("tolerance", &found, "a finite number above 0, such as 1e-4");
+            }
+            Some(found) if self.solver != Solver::Lbfgs => {
+                return wrong("tolerance", &found, "nothing unless head.solver is \"lbfgs\"; take it out");
+            }
+            _ => {}
+        }
+        // On unscaled features linfa's line search can go on for ever, which nothing outside can stop.
+        if matches!(self.solver, Solver::Linfa | Solver::Ridge) && self.standardize == Some(false) {
+            return wrong("standardize", &false, "true with head.solver = \"linfa\" or \"ridge\"; take the line out");
         }
         match self.l2 {
             Some(l2) if !(0.0..=1e6).contains(&l2) => wrong("l2", &l2, "a number from 0 to 1e6, such as 1e-3"),
@@ -332,7 +366,10 @@ mod tests {
             ("standardize", HeadParams { standardize: Some(false), solver: Solver::Linfa, ..base.clone() }),
             ("group", HeadParams { group: Some("_".into()), ..base.clone() }),
             ("group", HeadParams { group: Some(String::new()), split: Some(HoldOut::Grouped), ..base.clone() }),
-            ("max_iterations", HeadParams { max_iterations: 0, ..base.clone() }),
+            ("max_iterations", HeadParams { max_iterations: Some(0), solver: Solver::Linfa, ..base.clone() }),
+            ("max_iterations", HeadParams { max_iterations: Some(9), ..base.clone() }),
+            ("tolerance", HeadParams { tolerance: Some(0.0), solver: Solver::Lbfgs, ..base.clone() }),
+            ("tolerance", HeadParams { tolerance: Some(1e-3), solver: Solver::Ridge, ..base.clone() }),
             ("weight_decay", HeadParams { weight_decay: Some(-0.1), ..base.clone() }),
             ("label_smoothing", HeadParams { label_smoothing: Some(1.0), ..base.clone() }),
             ("dropout", HeadParams { dropout: Some(f64::NAN), ..base.clone() }),

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::dense::{Dense, copy_row, write_row};
 use super::features::Features;
-use super::simd::Lanes;
+use super::simd::{LANES, Lanes};
 use super::tally::Tally;
 use super::update::{Accumulate, BETA_1, BETA_2, Finish, Moments, Pace, TASK_FEATURES, Update};
 use crate::evaluate::{argmax, softmax};
@@ -159,13 +159,7 @@ impl Adam {
         count: usize,
         paces: [Pace; 2],
     ) -> Tally {
-        let parts = batch.par_chunks(batch.len().div_ceil(count));
-        self.shares.resize_with(parts.len(), Share::default);
-        let share = 1.0 / batch.len() as f32;
-        self.shares.par_iter_mut().zip(parts).with_max_len(1).for_each(|(part, rows)| part.gather(layer, task, rows, share));
-
-        let mut found = Tally::default();
-        self.shares.iter().for_each(|part| found.add(&part.found));
+        let found = gather(&mut self.shares, layer, task, batch, count);
         let simd = layer.simd;
         let [pace, bias_pace] = paces;
         let kernels: Vec<&[Lanes]> = self.shares.iter().map(|part| &part.kernel[..]).collect();
@@ -183,8 +177,19 @@ impl Adam {
     }
 }
 
+/// Computes loss and gradient of the mean loss in `count` parts, side by side.
+pub(super) fn gather(parts: &mut Vec<Share>, layer: &Dense, task: &Task<'_, '_>, batch: &[usize], count: usize) -> Tally {
+    let rows = batch.par_chunks(batch.len().div_ceil(count));
+    parts.resize_with(rows.len(), Share::default);
+    let share = 1.0 / batch.len() as f32;
+    parts.par_iter_mut().zip(rows).with_max_len(1).for_each(|(part, rows)| part.gather(layer, task, rows, share));
+    let mut found = Tally::default();
+    parts.iter().for_each(|part| found.add(&part.found));
+    found
+}
+
 /// Into how many shares a batch is divided; it follows from the sizes alone.
-fn shares(rows: usize, kernel: usize) -> usize {
+pub(super) fn shares(rows: usize, kernel: usize) -> usize {
     let least = SHARE_ROWS[usize::from(kernel > LARGE_KERNEL)];
     rows.div_ceil(least).min(MOST_SHARES).min(MOST_VECTORS / kernel).max(1)
 }
@@ -201,7 +206,7 @@ fn differentiate(task: &Task<'_, '_>, batch: &[usize], share: f32, row: &mut [f3
 
 /// One task's part of a large batch: its gradient, and room to work.
 #[derive(Default)]
-struct Share {
+pub(super) struct Share {
     kernel: Vec<Lanes>,
     bias: Vec<Lanes>,
     found: Tally,
@@ -211,6 +216,14 @@ struct Share {
 }
 
 impl Share {
+    /// Adds its gradient to those of a kernel `[D, K]` and a bias `[K]`.
+    pub(super) fn add_to(&self, layer: &Dense, kernel: &mut [f64], bias: &mut [f64]) {
+        for (feature, row) in kernel.chunks_exact_mut(layer.classes()).enumerate() {
+            add_row(&self.kernel, layer.features(), feature, row);
+        }
+        add_row(&self.bias, 1, 0, bias);
+    }
+
     /// Sums the gradient over its rows.
     fn gather(&mut self, layer: &Dense, task: &Task<'_, '_>, batch: &[usize], share: f32) {
         zero(&mut self.kernel, layer.kernel.len());
@@ -230,6 +243,13 @@ impl Share {
                 layer.simd.run(Accumulate { rows, errors, sums });
             }
         }
+    }
+}
+
+/// Adds one row of values `[panel][row]`.
+fn add_row(lanes: &[Lanes], rows: usize, row: usize, to: &mut [f64]) {
+    for (panel, to) in to.chunks_mut(LANES).enumerate() {
+        to.iter_mut().zip(&lanes[panel * rows + row].0).for_each(|(to, &value)| *to += f64::from(value));
     }
 }
 

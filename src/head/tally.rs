@@ -1,10 +1,13 @@
 //! Loss and accuracy of a layer while it is being fitted.
 
+use std::time::Instant;
+
 use rayon::prelude::*;
 
 use super::dense::{BLOCK_ROWS, Dense};
-use super::fit::Problem;
+use super::fit::{Problem, Weights};
 use crate::evaluate::{argmax, log_sum_exp};
+use crate::run::EpochRecord;
 
 /// Loss and accuracy of a layer over some rows, in parallel, summed in the order of the rows.
 pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tally {
@@ -21,6 +24,22 @@ pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tal
     let mut all = Tally::default();
     blocks.collect::<Vec<_>>().iter().for_each(|block| all.add(block));
     all
+}
+
+/// The one record of a solver that has no epochs: the fitted layer's scores.
+pub(super) fn closed_record(weights: &Weights, problem: &Problem<'_>, start: Instant) -> EpochRecord {
+    let layer = weights.pack();
+    let seen = score(&layer, problem, problem.train);
+    let held = (!problem.holdout.is_empty()).then(|| score(&layer, problem, problem.holdout));
+    EpochRecord {
+        epoch: 1,
+        loss: seen.mean_loss(),
+        accuracy: seen.accuracy(),
+        val_loss: held.as_ref().map(Tally::mean_loss),
+        val_accuracy: held.as_ref().map(Tally::accuracy),
+        seconds: start.elapsed().as_secs_f64(),
+        learning_rate: None,
+    }
 }
 
 /// Summed loss and right answers.

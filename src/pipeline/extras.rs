@@ -52,7 +52,7 @@ pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metri
     let examples = rows.examples(&division.train, &division.holdout, classes);
     let targets = [
         Some((&rows.fitting, division.holdout.clone())),
-        rows.test.as_ref().map(|test| (test, labelled(test, 0..test.ids.len()))),
+        rows.test.as_ref().map(|test| (test, labelled(&test.labels, 0..test.ids.len()))),
     ];
     let stopped = || Interrupted(format!("stopped; {} is as it was", pipeline.run.display()));
     let mut found = Vec::new();
@@ -110,8 +110,11 @@ pub fn few_shots(
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;
     let fitting = &rows.fitting;
-    let test =
-        rows.test.as_ref().map(|test| ("test", test, labelled(test, 0..test.ids.len()))).filter(|(_, _, rows)| !rows.is_empty());
+    let test = rows
+        .test
+        .as_ref()
+        .map(|test| ("test", test, labelled(&test.labels, 0..test.ids.len())))
+        .filter(|(_, _, rows)| !rows.is_empty());
     let (split, features, scored) = test.unwrap_or_else(|| ("validation", fitting, division.holdout.clone()));
     if scored.is_empty() {
         let reason = "nothing to score on: no row is held out, and there is no labelled test split; set head.validation_split";

@@ -3,15 +3,14 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use ndarray::{Array2, Axis};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::extract::StageOutcome;
+use super::score::{Kept, Outcome, Scores, logits};
 use super::{Context, Interrupted, Pipeline, PipelineError};
-use crate::evaluate;
 use crate::events::Event;
 use crate::head::{self, Checkpoints, Examples, Head, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _, Solver};
-use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
+use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, RunDir, SplitRecord};
 use crate::store::{SplitFeatures, Store};
 
 /// What stage 2 leaves.
@@ -42,16 +41,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
     }
     run.prepare()?;
-    if let (missing @ [_, ..], of) = store.missing_slices() {
-        let numbers = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        (context.observe)(Event::Warned(format!(
-            "{} of {of} slices of {} are missing or unfinished ({numbers}): their images are left out; make them with tlpipe extract \
-             --shard {}/{of} and so on",
-            missing.len(),
-            pipeline.features.display(),
-            missing[0]
-        )));
-    }
+    warn_of_missing(&store, pipeline, context);
     let manifest = store.manifest();
     let started = Instant::now();
     let rows = Rows::load(&store, params.split)?;
@@ -103,31 +93,15 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         )));
     }
     let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
+    for warning in &fitted.warnings {
+        (context.observe)(Event::Warned(warning.clone()));
+    }
     let head = fitted.head.with_store_key(&manifest.key);
 
-    let mut predictions = Predictions::default();
-    let mut temperature = None;
-    let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Result<Option<SplitScore>, PipelineError> {
-        let mut logits = logits(&head, features, rows)?;
-        let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels[row]).collect();
-        let mut score = evaluate::score(logits.view(), &labels, classes)?;
-        if name == "validation" {
-            temperature = evaluate::temperature(logits.view(), &labels)?;
-        }
-        if let (Some(score), Some(temperature)) = (&mut score, temperature.filter(|_| name != "train")) {
-            score.scaled = evaluate::at_temperature(logits.view(), &labels, temperature)?;
-        }
-        predictions.ids.extend(rows.iter().map(|&row| features.ids[row].clone()));
-        predictions.splits.extend(rows.iter().map(|_| name.to_owned()));
-        predictions.labels.extend(labels);
-        for mut row in logits.rows_mut() {
-            if let Some(row) = row.as_slice_mut() {
-                predictions.predicted.push(i32::try_from(evaluate::argmax(row)).unwrap_or(i32::MAX));
-                evaluate::softmax(row);
-                predictions.probabilities.extend_from_slice(row);
-            }
-        }
-        Ok(score)
+    let mut scores = Scores::of(classes);
+    let mut score = |features: &SplitFeatures, rows: &[usize], name| {
+        let logits = logits(&head, features, rows)?;
+        scores.add(name, features, rows, logits)
     };
     let train = score(&rows.fitting, &division.train, "train")?;
     let validation = score(&rows.fitting, &division.holdout, "validation")?;
@@ -163,12 +137,31 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         train,
         validation,
         test,
-        temperature,
+        temperature: scores.temperature,
+        l2: fitted.l2,
+        sweep: None,
+        update: None,
         baselines: Vec::new(),
         head: settings,
     };
-    write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
+    let kept = fitted.ridge.as_ref().map(|ridge| Kept::of(ridge, fitted.l2, &store, &rows, &division.train)).transpose()?;
+    let predictions = &scores.predictions;
+    Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(&run, pipeline)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
+}
+
+/// Says what a store in slices lacks.
+pub(super) fn warn_of_missing(store: &Store, pipeline: &Pipeline, context: &Context<'_>) {
+    if let (missing @ [_, ..], of) = store.missing_slices() {
+        let numbers = missing.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        (context.observe)(Event::Warned(format!(
+            "{} of {of} slices of {} are missing or unfinished ({numbers}): their images are left out; make them with tlpipe extract \
+             --shard {}/{of} and so on",
+            missing.len(),
+            pipeline.features.display(),
+            missing[0]
+        )));
+    }
 }
 
 /// Whether every file of the run can still be read; a run that was damaged is made anew.
@@ -183,7 +176,7 @@ fn is_whole(run: &RunDir, pipeline: &Pipeline) -> bool {
 }
 
 /// Everything a later fit would have to change for its outcome to differ.
-fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
+pub(super) fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in [&store.manifest().digest(), &settings.to_string(), env!("CARGO_PKG_VERSION"), &METRICS_SCHEMA.to_string()] {
         hasher.update(part.as_bytes());
@@ -195,6 +188,8 @@ fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
 /// The rows in memory: those to fit on with those held out, and those to score at the end.
 pub(super) struct Rows {
     pub(super) fitting: SplitFeatures,
+    /// Splits that `fitting` is of.
+    pub(super) splits: Vec<&'static str>,
     /// Rows of `fitting` that the source itself sets aside for validation.
     validation: Range<usize>,
     pub(super) test: Option<SplitFeatures>,
@@ -204,41 +199,60 @@ pub(super) struct Rows {
 pub(super) struct Division {
     pub(super) train: Vec<usize>,
     pub(super) holdout: Vec<usize>,
-    kind: String,
-    warnings: Vec<String>,
+    pub(super) kind: String,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The splits whose rows train and are held out.
+pub(super) fn fitting_splits(store: &Store, asked: Option<HoldOut>) -> Vec<&'static str> {
+    let own = asked.is_none_or(|kind| kind == HoldOut::Source) && has(store, "validation");
+    if own { vec!["train", "validation"] } else { vec!["train"] }
+}
+
+fn has(store: &Store, name: &str) -> bool {
+    store.manifest().splits().iter().any(|split| split == name)
+}
+
+/// Divides rows into those that train and those that are held out; `validation` are those that the source itself sets aside.
+pub(super) fn divide(
+    store: &Store,
+    params: &HeadParams,
+    ids: &[String],
+    labels: &[Option<i32>],
+    validation: Range<usize>,
+) -> Result<Division, PipelineError> {
+    let classes = &store.manifest().classes;
+    let train = labelled(labels, 0..validation.start);
+    let unlabelled = validation.start - train.len();
+    let mut division = if validation.is_empty() {
+        let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
+        let kind = params.split.unwrap_or(default);
+        let split = head::hold_out(&params.rule(kind), ids, labels, classes)?;
+        Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
+    } else {
+        let holdout = labelled(labels, validation);
+        let warnings = head::lacking(&train, &holdout, labels, classes);
+        Division { train, holdout, kind: "source".into(), warnings }
+    };
+    if unlabelled > 0 {
+        division.warnings.push(format!("{unlabelled} images of train have no label: they are left out of the fit"));
+    }
+    Ok(division)
 }
 
 impl Rows {
     /// Loads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
     pub(super) fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
-        let present = store.manifest().splits();
-        let has = |name: &str| present.iter().any(|split| split == name);
-        let own = asked.is_none_or(|kind| kind == HoldOut::Source) && has("validation");
-        let fitting = store.load(if own { &["train", "validation"] } else { &["train"] })?;
-        let first = if own { store.manifest().rows("train") } else { fitting.ids.len() };
+        let splits = fitting_splits(store, asked);
+        let fitting = store.load(&splits)?;
+        let first = if splits.len() > 1 { store.manifest().rows("train") } else { fitting.ids.len() };
         let validation = first..fitting.ids.len();
-        let test = if has("test") { Some(store.load(&["test"])?) } else { None };
-        Ok(Self { fitting, validation, test })
+        let test = if has(store, "test") { Some(store.load(&["test"])?) } else { None };
+        Ok(Self { fitting, splits, validation, test })
     }
 
     pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
-        let classes = &store.manifest().classes;
-        let train = labelled(&self.fitting, 0..self.validation.start);
-        let unlabelled = self.validation.start - train.len();
-        let mut division = if self.validation.is_empty() {
-            let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
-            let kind = params.split.unwrap_or(default);
-            let split = head::hold_out(&params.rule(kind), &self.fitting.ids, &self.fitting.labels, classes)?;
-            Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
-        } else {
-            let holdout = labelled(&self.fitting, self.validation.clone());
-            let warnings = head::lacking(&train, &holdout, &self.fitting.labels, classes);
-            Division { train, holdout, kind: "source".into(), warnings }
-        };
-        if unlabelled > 0 {
-            division.warnings.push(format!("{unlabelled} images of train have no label: they are left out of the fit"));
-        }
-        Ok(division)
+        divide(store, params, &self.fitting.ids, &self.fitting.labels, self.validation.clone())
     }
 
     /// What a head is fitted on, of these rows of `fitting`.
@@ -258,34 +272,6 @@ impl Rows {
 }
 
 /// Those of the rows that have a label.
-pub(super) fn labelled(features: &SplitFeatures, rows: Range<usize>) -> Vec<usize> {
-    rows.filter(|&row| features.labels[row].is_some()).collect()
-}
-
-/// Logits of some rows, in blocks, so that the features are never held twice.
-fn logits(head: &Head, features: &SplitFeatures, rows: &[usize]) -> Result<Array2<f32>, HeadError> {
-    const BLOCK: usize = 4096;
-    let mut logits = Array2::zeros((rows.len(), head.classes().len()));
-    for (rows, mut place) in rows.chunks(BLOCK).zip(logits.axis_chunks_iter_mut(Axis(0), BLOCK)) {
-        place.assign(&head.logits(features.embeddings.select(Axis(0), rows).view())?);
-    }
-    Ok(logits)
-}
-
-/// Writes the run; `metrics.json` goes first and comes back last, so that a run that has one is whole.
-fn write(
-    run: &RunDir,
-    pipeline: &Pipeline,
-    head: &Head,
-    history: &[EpochRecord],
-    predictions: &Predictions,
-    metrics: &Metrics,
-) -> Result<(), PipelineError> {
-    run.remove("metrics.json")?;
-    head.save(&run.file("head.safetensors"))?;
-    run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
-    run.write_history(history)?;
-    run.write_predictions(predictions, metrics.classes.len())?;
-    run.write_metrics(metrics)?;
-    Ok(run.remove(Checkpoints::FILE)?)
+pub(super) fn labelled(labels: &[Option<i32>], rows: Range<usize>) -> Vec<usize> {
+    rows.filter(|&row| labels[row].is_some()).collect()
 }

@@ -6,7 +6,10 @@ mod extras;
 mod fit;
 mod proof;
 mod report;
+mod score;
 mod settings;
+mod sweep;
+mod update;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,8 @@ pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
 pub use report::{Reported, report};
 pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, RuntimeSettings, Settings};
+pub use sweep::{Axis, Plan, sweep};
+pub use update::update;
 
 use crate::assets::Search;
 use crate::events::Observer;

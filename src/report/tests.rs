@@ -29,7 +29,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         let other = (1.0 - confidence) / (width.max(2) - 1) as f32;
         predictions.probabilities.extend((0..width).map(|class| if class == answer { confidence } else { other }));
     }
-    run.write_predictions(&predictions, width).unwrap();
+    run.write_predictions("predictions.parquet", &predictions, width).unwrap();
     let score = |split: &str| {
         let labelled: Vec<_> = rows.iter().filter(|row| row.0 == split && row.1.is_some()).collect();
         let correct = labelled.iter().filter(|row| row.1 == i32::try_from(row.2).ok()).count();
@@ -59,6 +59,9 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         validation: score("validation"),
         test: score("test"),
         temperature: None,
+        l2: 0.0,
+        sweep: None,
+        update: None,
         baselines: Vec::new(),
         head: serde_json::json!({"epochs": 2, "learning_rate": 1e-3, "l2": null}),
     };
@@ -183,12 +186,12 @@ fn a_label_within_the_first_three_counts_in_top_3() {
         predicted: vec![0; 4],
         probabilities: [0.4_f32, 0.3, 0.2, 0.1].repeat(4),
     };
-    folder.run.write_predictions(&predictions, 4).unwrap();
+    folder.run.write_predictions("predictions.parquet", &predictions, 4).unwrap();
     let top = |folder: &Fixture| folder.report().1.facts.splits[0].top.clone();
     assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
     // Of equal probabilities the lower index comes first, as in `predicted`.
     predictions.probabilities = vec![0.25; 16];
-    folder.run.write_predictions(&predictions, 4).unwrap();
+    folder.run.write_predictions("predictions.parquet", &predictions, 4).unwrap();
     assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
 }
 

@@ -175,6 +175,9 @@ pub struct Manifest {
     /// Shards of an earlier state whose rows an unfinished update may still take over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<ShardRecord>,
+    /// Features of images that went or changed since a head may have been fitted on them; no part of the content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<ShardRecord>,
     /// Images in `quarantine.parquet`.
     pub quarantined: usize,
     /// Figures of the last extraction that changed the store.

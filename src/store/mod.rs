@@ -5,6 +5,7 @@
 //!   store.json                  the manifest: key and its parts, shards with rows and hashes, figures of the extraction
 //!   train/part-00000.parquet    one shard: up to 4,096 rows, one row group
 //!   test/part-00000.parquet
+//!   removed/part-00000.parquet  features of images that went or changed, for heads that are brought up to date
 //!   quarantine.parquet          the images that could not be used, each with its reason
 //! ```
 //!
@@ -25,13 +26,16 @@ use std::path::{Path, PathBuf};
 pub use key::KeyParts;
 pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
 pub use quarantine::Quarantined;
-pub use reader::{SplitFeatures, Store};
+pub use reader::{Place, SplitFeatures, Store};
 pub use shard::Row;
 pub use slices::slice_folder;
 pub use writer::{Embedding, Index, OldRow, StoreWriter, Target};
 
 /// Version of the store's layout; part of the key.
 pub const STORE_SCHEMA: u32 = 1;
+
+/// Folder of the features of images that went or changed.
+const REMOVED: &str = "removed";
 
 /// What can go wrong with a feature store.
 #[derive(Debug, thiserror::Error)]

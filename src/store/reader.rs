@@ -1,11 +1,12 @@
 //! Reading a finished store.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Manifest, Quarantined, ShardRecord, StoreError, quarantine, shard, slices};
+use super::{Manifest, Quarantined, Row, ShardRecord, StoreError, quarantine, shard, slices};
 
 /// A finished feature store.
 #[derive(Clone, Debug)]
@@ -27,6 +28,13 @@ pub struct SplitFeatures {
     pub labels: Vec<Option<i32>>,
     /// `[rows, D]`.
     pub embeddings: Array2<f32>,
+}
+
+/// Where a row of a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    shard: usize,
+    row: usize,
 }
 
 impl Store {
@@ -110,7 +118,7 @@ impl Store {
             .map(|(record, place)| {
                 let content = shard::read(&self.dir, record)?;
                 shard::embeddings(&self.dir, record, &content, dimension, place)?;
-                shard::rows(&self.dir, record, &content)
+                shard::rows(&self.dir, record, content)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let mut ids = Vec::with_capacity(rows);
@@ -122,6 +130,64 @@ impl Store {
         let embeddings = Array2::from_shape_vec((rows, dimension), values);
         let embeddings = embeddings.map_err(|error| StoreError::damaged(&self.dir, error))?;
         Ok(SplitFeatures { ids, labels, embeddings })
+    }
+
+    /// Rows of some splits, in the order of the source, without their embeddings: read from the columns alone.
+    ///
+    /// # Errors
+    /// When a shard cannot be read.
+    pub fn describe(&self, splits: &[&str]) -> Result<Vec<(Place, Row)>, StoreError> {
+        let shards = self.manifest.shards.iter().enumerate();
+        let of = |name: &str| shards.clone().filter(|(_, shard)| shard.split == name).map(|(at, _)| at).collect::<Vec<_>>();
+        self.describe_shards(&splits.iter().flat_map(|split| of(split)).collect::<Vec<_>>())
+    }
+
+    /// Rows of images that went or changed, as far as their features are kept; the folder may have been deleted.
+    ///
+    /// # Errors
+    /// When a shard cannot be read.
+    pub fn describe_removed(&self) -> Result<Vec<(Place, Row)>, StoreError> {
+        let live = self.manifest.shards.len();
+        let is_there = |shard: &usize| self.dir.join(&self.record(*shard).file).is_file();
+        self.describe_shards(&(live..live + self.manifest.removed.len()).filter(is_there).collect::<Vec<_>>())
+    }
+
+    fn describe_shards(&self, shards: &[usize]) -> Result<Vec<(Place, Row)>, StoreError> {
+        let described = shards.par_iter().map(|&shard| {
+            let record = self.record(shard);
+            let path = self.dir.join(&record.file);
+            let rows = shard::rows(&self.dir, record, File::open(&path).map_err(StoreError::io(&path))?)?;
+            Ok(rows.into_iter().enumerate().map(|(row, described)| (Place { shard, row }, described)).collect::<Vec<_>>())
+        });
+        Ok(described.collect::<Result<Vec<_>, StoreError>>()?.concat())
+    }
+
+    /// Embeddings `[places, D]` of some rows; the shards that hold them are read, and no others.
+    ///
+    /// # Errors
+    /// When a shard cannot be read or is damaged.
+    pub fn embeddings(&self, places: &[Place]) -> Result<Array2<f32>, StoreError> {
+        let dimension = self.manifest.dimension;
+        let mut shards: Vec<usize> = places.iter().map(|place| place.shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut found = Array2::zeros((places.len(), dimension));
+        for shard in shards {
+            let record = self.record(shard);
+            let mut values = vec![0.0; record.rows * dimension];
+            let content = shard::read(&self.dir, record)?;
+            shard::embeddings(&self.dir, record, &content, dimension, &mut values)?;
+            for (mut out, place) in found.rows_mut().into_iter().zip(places).filter(|(_, place)| place.shard == shard) {
+                out.iter_mut().zip(&values[place.row * dimension..][..dimension]).for_each(|(out, value)| *out = *value);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A shard by its number: those of the content first, then those of the rows that went.
+    fn record(&self, shard: usize) -> &ShardRecord {
+        let live = &self.manifest.shards;
+        live.get(shard).unwrap_or_else(|| &self.manifest.removed[shard - live.len()])
     }
 
     /// The images that could not be used.

@@ -15,6 +15,7 @@ use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
+use parquet::file::reader::ChunkReader;
 use parquet::schema::types::ColumnPath;
 
 use super::{ShardRecord, StoreError};
@@ -176,14 +177,19 @@ pub(super) fn read(dir: &Path, record: &ShardRecord) -> Result<Bytes, StoreError
     Ok(content.into())
 }
 
-fn reader(path: &Path, content: &Bytes, columns: &[&str], batch: usize) -> Result<ParquetRecordBatchReader, StoreError> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(content.clone()).map_err(|error| StoreError::damaged(path, error))?;
+fn reader(
+    path: &Path,
+    content: impl ChunkReader + 'static,
+    columns: &[&str],
+    batch: usize,
+) -> Result<ParquetRecordBatchReader, StoreError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|error| StoreError::damaged(path, error))?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     builder.with_projection(mask).with_batch_size(batch.max(1)).build().map_err(|error| StoreError::damaged(path, error))
 }
 
-/// The rows of a shard without their embeddings.
-pub(super) fn rows(dir: &Path, record: &ShardRecord, content: &Bytes) -> Result<Vec<Row>, StoreError> {
+/// The rows of a shard without their embeddings, from its file or from what was read of it.
+pub(super) fn rows(dir: &Path, record: &ShardRecord, content: impl ChunkReader + 'static) -> Result<Vec<Row>, StoreError> {
     let path = dir.join(&record.file);
     let columns = ["id", "label", "content_hash", "width", "height"];
     let mut rows = Vec::with_capacity(record.rows);
@@ -223,7 +229,7 @@ pub(super) fn embeddings(
 ) -> Result<(), StoreError> {
     let path = dir.join(&record.file);
     let mut filled = 0;
-    for batch in reader(&path, content, &["embedding"], rows_per_group(dimension))? {
+    for batch in reader(&path, content.clone(), &["embedding"], rows_per_group(dimension))? {
         let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
         let lists = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt().cloned());
         let lists = lists.ok_or_else(|| StoreError::damaged(&path, "no column `embedding` of fixed-size lists"))?;

@@ -63,7 +63,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Union>, StoreError> {
             }
             Some((_, Err(error))) => return Err(error),
         };
-        for shard in &mut manifest.shards {
+        for shard in manifest.shards.iter_mut().chain(&mut manifest.removed) {
             shard.file = format!("{name}/{}", shard.file);
         }
         match &mut union {
@@ -89,6 +89,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Union>, StoreError> {
 
 fn add(all: &mut Manifest, part: Manifest) {
     all.shards.extend(part.shards);
+    all.removed.extend(part.removed);
     all.quarantined += part.quarantined;
     // Jobs may have run one after the other or all at once: the longest says how long it took at least.
     if let (Some(all), Some(part)) = (&mut all.extraction, part.extraction) {

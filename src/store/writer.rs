@@ -1,6 +1,8 @@
 //! Making and updating a store.
 
-use std::collections::HashMap;
+mod removed;
+
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +31,7 @@ pub struct Target {
 }
 
 /// Place of a row that was recorded earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OldRow {
     shard: usize,
     row: usize,
@@ -74,6 +76,8 @@ pub struct StoreWriter {
     index: Arc<Index>,
     same_classes: bool,
     damaged: Vec<String>,
+    /// Rows recorded earlier that stand in the new state.
+    taken: HashSet<OldRow>,
     split: String,
     rows: Vec<Row>,
     embeddings: Vec<Embedding>,
@@ -119,7 +123,13 @@ impl StoreWriter {
         };
         let lock = lock(&dir)?;
         let same_classes = previous.as_ref().is_some_and(|manifest| manifest.classes == target.classes);
-        let recorded = previous.map(|manifest| [manifest.shards, manifest.retired].concat()).unwrap_or_default();
+        let mut kept = Vec::new();
+        let recorded = previous.map(|manifest| {
+            kept = manifest.removed;
+            kept.retain(|shard| dir.join(&shard.file).is_file());
+            [manifest.shards, manifest.retired].concat()
+        });
+        let recorded = recorded.unwrap_or_default();
         let (old, rows, damaged) = whole_shards(&dir, recorded);
         let manifest = Manifest {
             schema: STORE_SCHEMA,
@@ -131,6 +141,7 @@ impl StoreWriter {
             complete: false,
             shards: Vec::new(),
             retired: old.clone(),
+            removed: kept,
             quarantined: 0,
             extraction: None,
         };
@@ -141,6 +152,7 @@ impl StoreWriter {
             old,
             same_classes,
             damaged,
+            taken: HashSet::new(),
             split: String::new(),
             rows: Vec::new(),
             embeddings: Vec::new(),
@@ -180,6 +192,9 @@ impl StoreWriter {
             self.flush()?;
             self.split = split.into();
         }
+        if let Embedding::Reused(place) = &embedding {
+            self.taken.insert(*place);
+        }
         self.rows.push(row);
         self.embeddings.push(embedding);
         if self.rows.len() == shard::rows_per_shard(self.manifest.dimension) { self.flush() } else { Ok(()) }
@@ -213,6 +228,7 @@ impl StoreWriter {
     /// When a file cannot be written.
     pub fn finish(mut self, extraction: Extraction) -> Result<Manifest, StoreError> {
         self.complete()?;
+        self.keep_removed()?;
         quarantine::write(&self.dir.join("quarantine.parquet"), &self.quarantine)?;
         self.manifest.quarantined = self.quarantine.len();
         self.manifest.extraction = Some(extraction);
@@ -244,7 +260,7 @@ impl StoreWriter {
             classes: self.manifest.classes.clone(),
             dimension: self.manifest.dimension,
             split: self.split.clone(),
-            file: self.next_file(),
+            file: self.next_file(&self.split),
             rows,
             embeddings,
         };
@@ -321,14 +337,15 @@ impl StoreWriter {
     }
 
     /// A name that no recorded shard has: recorded files are never overwritten.
-    fn next_file(&self) -> String {
+    fn next_file(&self, split: &str) -> String {
         let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
-        let folder: String = self.split.chars().map(safe).collect();
+        let folder: String = split.chars().map(safe).collect();
         let taken = |file: &str| {
             let name = file.strip_prefix(&folder)?.strip_prefix("/part-")?.strip_suffix(".parquet")?;
             name.parse::<usize>().ok()
         };
-        let recorded = self.manifest.shards.iter().chain(&self.manifest.retired).map(|shard| shard.file.as_str());
+        let manifest = &self.manifest;
+        let recorded = manifest.shards.iter().chain(&manifest.retired).chain(&manifest.removed).map(|shard| shard.file.as_str());
         let standing = self.standing.iter().filter_map(|path| path.strip_prefix(&self.dir).ok()?.to_str());
         let number = recorded.chain(standing).filter_map(taken).max().map_or(0, |last| last + 1);
         format!("{folder}/part-{number:05}.parquet")
@@ -336,7 +353,7 @@ impl StoreWriter {
 
     /// Removes what a process that died left behind: shards that were not recorded, temporary files.
     fn remove_unrecorded(&self) -> Result<(), StoreError> {
-        let recorded: Vec<PathBuf> = [&self.manifest.shards, &self.manifest.retired]
+        let recorded: Vec<PathBuf> = [&self.manifest.shards, &self.manifest.retired, &self.manifest.removed]
             .into_iter()
             .flatten()
             .map(|shard| self.dir.join(&shard.file))
@@ -366,7 +383,7 @@ fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Ve
     let checked: Vec<Result<(ShardRecord, Vec<Row>), String>> = recorded
         .into_par_iter()
         .map(|record| {
-            let rows = shard::read(dir, &record).and_then(|content| shard::rows(dir, &record, &content));
+            let rows = shard::read(dir, &record).and_then(|content| shard::rows(dir, &record, content));
             rows.map(|rows| (record, rows)).map_err(|error| error.reason())
         })
         .collect();
@@ -618,6 +635,31 @@ mod tests {
         assert_eq!(push_all(&mut writer, &[3]), 1);
         writer.finish(extraction()).unwrap();
         assert_holds(dir.path(), &[3]);
+    }
+
+    #[test]
+    fn features_of_images_that_went_are_kept_apart_and_never_outnumber_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        extract(dir.path(), &(0..10).collect::<Vec<_>>());
+        extract(dir.path(), &[0, 1, 2, 4, 5, 6, 8, 9]);
+        let store = Store::open(dir.path()).unwrap();
+        let ids = |store: &Store| store.describe_removed().unwrap().into_iter().map(|(_, row)| row.id).collect::<Vec<_>>();
+        assert_eq!(ids(&store), [row(3).id, row(7).id]);
+        let places: Vec<_> = store.describe_removed().unwrap().into_iter().map(|(place, _)| place).collect();
+        assert_eq!(store.embeddings(&places).unwrap().into_raw_vec_and_offset().0, [values(3), values(7)].concat());
+        assert_holds(dir.path(), &[0, 1, 2, 4, 5, 6, 8, 9]);
+        // An update that changes nothing keeps them; the oldest go where there would be more of them than rows.
+        extract(dir.path(), &[0, 1, 2, 4, 5, 6, 8, 9]);
+        assert_eq!(ids(&Store::open(dir.path()).unwrap()).len(), 2);
+        extract(dir.path(), &[0, 1, 2, 4]);
+        assert_eq!(ids(&Store::open(dir.path()).unwrap()), [row(5).id, row(6).id, row(8).id, row(9).id]);
+        let removed = dir.path().join("removed");
+        assert_eq!(fs::read_dir(&removed).unwrap().count(), 1, "what is not recorded is not there");
+        // They can be deleted.
+        fs::remove_dir_all(removed).unwrap();
+        assert_eq!(ids(&Store::open(dir.path()).unwrap()).len(), 0);
+        extract(dir.path(), &[0, 1, 2]);
+        assert_eq!(ids(&Store::open(dir.path()).unwrap()), [row(4).id]);
     }
 
     #[test]

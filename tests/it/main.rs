@@ -14,3 +14,5 @@ mod remote;
 mod s3;
 mod sources;
 mod support;
+mod sweep;
+mod update;

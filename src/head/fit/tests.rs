@@ -131,9 +131,8 @@ fn adam_lands_where_keras_landed() {
 }
 
 #[test]
-fn linfa_finds_the_optimum_that_newton_finds() {
+fn both_logistic_solvers_find_the_optimum_that_newton_finds() {
     // Newton's method in numpy on standardized rows: mean cross-entropy + 0.1 / 2 * |kernel|², gradient below 1e-16.
-    let fitted = Small::new().fit(HeadParams { solver: Solver::Linfa, l2: Some(0.1), ..HeadParams::default() }).unwrap();
     let kernel = [
         [-0.224_048_7, 0.422_578_1, -0.198_529_4],
         [0.435_490_8, 0.049_753_4, -0.485_244_2],
@@ -141,27 +140,101 @@ fn linfa_finds_the_optimum_that_newton_finds() {
         [0.689_107_1, -0.046_331_4, -0.642_775_7],
         [-0.298_906_2, 0.050_256_8, 0.248_649_4],
     ];
-    let head = &fitted.head;
-    assert_near(head.kernel(), kernel.into_iter().flatten(), 1e-4);
-    assert_near(head.bias(), [0.166_614_1, -0.121_597, -0.045_017], 1e-4);
-    let standardization = head.standardization().unwrap();
-    assert_near(&standardization.mean, [0.511_111_11, 0.505_555_56, 0.5, 0.494_444_44, 0.488_888_89], 1e-6);
-    assert_near(&standardization.std, [0.328_107_18, 0.317_056_29, 0.3, 0.317_056_29, 0.328_107_18], 1e-6);
-    let [record] = &fitted.history[..] else { panic!("one record") };
-    assert!((record.loss - 0.724_190_043_6).abs() < 1e-5 && (record.val_loss.unwrap() - 1.842_371_5).abs() < 1e-4, "{record:?}");
-    let objective = record.loss + 0.05 * f64::from(head.kernel().mapv(|weight| weight * weight).sum());
-    assert!((objective - 0.830_540_235_5).abs() < 1e-6, "{objective}");
+    for solver in [Solver::Linfa, Solver::Lbfgs] {
+        let tolerance = (solver == Solver::Lbfgs).then_some(1e-6);
+        let fitted = Small::new().fit(HeadParams { solver, tolerance, l2: Some(0.1), ..HeadParams::default() }).unwrap();
+        let head = &fitted.head;
+        assert_near(head.kernel(), kernel.into_iter().flatten(), 1e-4);
+        assert_near(head.bias(), [0.166_614_1, -0.121_597, -0.045_017], 1e-4);
+        let standardization = head.standardization().unwrap();
+        assert_near(&standardization.mean, [0.511_111_11, 0.505_555_56, 0.5, 0.494_444_44, 0.488_888_89], 1e-6);
+        assert_near(&standardization.std, [0.328_107_18, 0.317_056_29, 0.3, 0.317_056_29, 0.328_107_18], 1e-6);
+        let record = fitted.history.last().unwrap();
+        assert!(
+            (record.loss - 0.724_190_043_6).abs() < 1e-5 && (record.val_loss.unwrap() - 1.842_371_5).abs() < 1e-4,
+            "{record:?}"
+        );
+        let objective = record.loss + 0.05 * f64::from(head.kernel().mapv(|weight| weight * weight).sum());
+        assert!((objective - 0.830_540_235_5).abs() < 1e-6, "{solver}: {objective}");
+        assert_eq!((fitted.warnings.len(), fitted.l2), (0, 0.1));
+    }
+}
+
+/// 400 rows of 60 features that depend on each other, 4 classes.
+pub(in crate::head) fn correlated() -> Small {
+    let mut state = 1_u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let causes = Array2::from_shape_simple_fn((400, 8), &mut draw);
+    let mixing = Array2::from_shape_simple_fn((8, 60), &mut draw);
+    let x = causes.dot(&mixing) + Array2::from_shape_simple_fn((400, 60), || draw() / 20.0);
+    let labels = causes.outer_iter().map(|row| {
+        let best = (0..4).max_by(|&a, &b| (row[a] + row[a + 4] / 2.0).total_cmp(&(row[b] + row[b + 4] / 2.0)));
+        best.map(|class| class as i32)
+    });
+    let (train, holdout) = (0..400).partition(|row| row % 5 > 0);
+    Small { labels: labels.collect(), x, classes: ["a", "b", "c", "d"].map(String::from).to_vec(), train, holdout }
 }
 
 #[test]
-fn a_class_without_rows_is_survived_by_both_solvers() {
+fn our_optimum_and_that_of_linfa_are_one() {
+    let small = correlated();
+    for l2 in [1e-3, 1e-1] {
+        let of = |solver| {
+            let tolerance = (solver == Solver::Lbfgs).then_some(1e-6);
+            let max_iterations = Some(2000);
+            let params = HeadParams { solver, tolerance, max_iterations, l2: Some(l2), ..HeadParams::default() };
+            let fitted = small.fit(params).unwrap();
+            fitted.history.last().unwrap().loss
+                + l2 / 2.0 * fitted.head.kernel().iter().map(|&weight| f64::from(weight).powi(2)).sum::<f64>()
+        };
+        let (ours, theirs) = (of(Solver::Lbfgs), of(Solver::Linfa));
+        assert!((ours - theirs).abs() < 1e-6, "l2 {l2}: {ours} {theirs}");
+    }
+}
+
+#[test]
+fn unscaled_features_have_the_same_optimum_where_l2_is_scaled_with_them() {
+    // One penalty on all weights: with all features times 1000 and l2 times a million the head gives the same answers.
+    let plain = correlated();
+    let mut large = correlated();
+    large.x.mapv_inplace(|value| value * 1000.0 + 50.0);
+    let fit = |small: &Small, l2| {
+        let params = HeadParams { solver: Solver::Lbfgs, standardize: Some(false), l2: Some(l2), ..HeadParams::default() };
+        small.fit(HeadParams { tolerance: Some(1e-5), ..params }).unwrap().head.probabilities(small.x.view()).unwrap()
+    };
+    let (plain, large) = (fit(&plain, 1e-3), fit(&large, 1e3));
+    assert_near(&large, plain.iter().map(|&value| f64::from(value)), 2e-3);
+}
+
+#[test]
+fn a_path_gives_what_single_fits_give() {
+    let small = correlated();
+    for solver in [Solver::Lbfgs, Solver::Ridge, Solver::Adam] {
+        let params = HeadParams { solver, ..HeadParams::default() };
+        let l2s = [1e-3, 1e-1, 1e-2];
+        let path = fit_path(&params.clone().check().unwrap(), &small.examples(), &l2s, &mut |_| ControlFlow::Continue(()));
+        let path = path.unwrap();
+        assert_eq!(path.iter().map(|fitted| fitted.l2).collect::<Vec<_>>(), [1e-1, 1e-2, 1e-3], "strongest first");
+        for fitted in path {
+            let alone = small.fit(HeadParams { l2: Some(fitted.l2), ..params.clone() }).unwrap();
+            let (one, other) = (fitted.history.last().unwrap(), alone.history.last().unwrap());
+            assert!((one.val_loss.unwrap() - other.val_loss.unwrap()).abs() < 1e-3, "{solver}: {one:?} {other:?}");
+        }
+    }
+}
+
+#[test]
+fn a_class_without_rows_is_survived_by_every_solver() {
     let mut small = Small::new();
     small.train.retain(|&row| small.labels[row] != Some(1));
-    for solver in [Solver::Adam, Solver::Linfa] {
+    for solver in [Solver::Adam, Solver::Linfa, Solver::Lbfgs, Solver::Ridge] {
         let fitted = small.fit(HeadParams { solver, ..HeadParams::default() }).unwrap();
         assert_eq!(fitted.head.kernel().dim(), (5, 3));
         let probabilities = fitted.head.probabilities(small.x.view()).unwrap();
-        if solver == Solver::Linfa {
+        if matches!(solver, Solver::Linfa | Solver::Lbfgs) {
             assert!(probabilities.column(1).iter().all(|&probability| probability < 1e-12));
         }
     }
@@ -271,7 +344,7 @@ fn divergence_is_stopped_and_explained() {
 }
 
 #[test]
-fn linfa_ends_on_hard_data() {
+fn closed_and_convex_solvers_end_on_hard_data() {
     type Change = fn(&mut Small);
     let hard: [(&str, Change); 6] = [
         ("scaled 1e30", |small| small.x.mapv_inplace(|value| value * 1e30)),
@@ -290,12 +363,17 @@ fn linfa_ends_on_hard_data() {
         for l2 in [0.0, 1e-3, 1e6] {
             let mut small = Small::new();
             change(&mut small);
-            let start = std::time::Instant::now();
-            match small.fit(HeadParams { solver: Solver::Linfa, l2: Some(l2), ..HeadParams::default() }) {
-                Ok(fitted) => assert!(fitted.history[0].loss <= 3.0_f64.ln() + 1e-9, "{name}, l2 {l2}"),
-                Err(error) => assert!(matches!(error, HeadError::Linfa { .. }), "{name}, l2 {l2}: {error}"),
+            for solver in [Solver::Linfa, Solver::Lbfgs, Solver::Ridge] {
+                let start = std::time::Instant::now();
+                match small.fit(HeadParams { solver, l2: Some(l2), ..HeadParams::default() }) {
+                    Ok(fitted) => {
+                        let loss = fitted.history.last().unwrap().loss;
+                        assert!(loss <= 3.0_f64.ln() + 1e-6 || solver == Solver::Ridge, "{solver}, {name}, l2 {l2}: {loss}");
+                    }
+                    Err(error) => assert!(matches!(error, HeadError::Linfa { .. }), "{solver}, {name}, l2 {l2}: {error}"),
+                }
+                assert!(start.elapsed().as_secs() < 10, "{solver}, {name}, l2 {l2}");
             }
-            assert!(start.elapsed().as_secs() < 10, "{name}, l2 {l2}");
         }
     }
 }
@@ -322,11 +400,11 @@ fn a_head_refuses_features_it_cannot_answer() {
 }
 
 #[test]
-fn linfa_traits_reach_both_solvers() {
+fn linfa_traits_reach_every_solver() {
     let small = Small::new();
     let targets: Array1<usize> = small.labels.iter().flatten().map(|&label| label as usize).collect();
     let data = DatasetBase::new(small.x.view(), targets);
-    for solver in [Solver::Adam, Solver::Linfa] {
+    for solver in [Solver::Adam, Solver::Linfa, Solver::Lbfgs, Solver::Ridge] {
         let params = HeadParams { solver, ..HeadParams::default() };
         let head = params.fit(&data).unwrap();
         assert_eq!(head.kernel(), small.fit(params).unwrap().head.kernel());

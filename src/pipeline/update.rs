@@ -1,0 +1,195 @@
+//! Bringing a ridge head up to date with its feature store: from its statistics and the rows that changed.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::extract::StageOutcome;
+use super::fit::{Fit, divide, fit_head, fit_key, fitting_splits, warn_of_missing};
+use super::score::{Kept, Outcome, Scores, logits, trained_rows};
+use super::{Context, Pipeline, PipelineError};
+use crate::events::Event;
+use crate::head::{self, Change, HeadParams, Origin, Statistics};
+use crate::run::{Metrics, RunDir, SplitRecord, TrainedRows, UpdateRecord};
+use crate::store::{Place, Row, SplitFeatures, Store};
+
+/// A row to be added or taken out, and its class.
+type Changed = (Place, usize);
+
+/// Brings the head of a run up to date: images that came, went or have another label since the fit change its statistics, and the
+/// head that follows is, to rounding, the one that a fit on all rows with the same L2 gives. Only those rows are read, and those
+/// that are scored. Where the features of a row that went are gone too, the head is fitted anew.
+///
+/// # Errors
+/// When the run has no statistics, was made of other features or with other settings, or a file cannot be used.
+pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, PipelineError> {
+    let refused = |reason: String| PipelineError::Settings { origin: "--update".into(), reason };
+    let run = RunDir::new(&pipeline.run);
+    let metrics = run.metrics()?;
+    if metrics.solver != "ridge" {
+        let reason =
+            format!("the head in {} was fitted by {}; only that of ridge can be updated", run.path().display(), metrics.solver);
+        return Err(refused(format!("{reason}: fit it with --solver ridge first")));
+    }
+    let params: HeadParams = serde_json::from_value(metrics.head.clone())
+        .map_err(|error| refused(format!("{}: {error}; fit the head again without --update", run.path().display())))?;
+    if metrics.sweep.is_none() && params != pipeline.settings.head {
+        let reason =
+            "an update keeps the settings of the run, and these are others; leave the flags out, or fit without --update";
+        return Err(refused(reason.into()));
+    }
+    let store = Store::open(&pipeline.features)?;
+    warn_of_missing(&store, pipeline, context);
+    let (mut statistics, origin) = Statistics::load(&run.file(Statistics::FILE))?;
+    let manifest = store.manifest();
+    if origin.store_key != manifest.key || origin.classes != metrics.classes {
+        let reason = format!("the head in {} is of other features than {}", run.path().display(), pipeline.features.display());
+        return Err(refused(format!("{reason}; fit it on these without --update")));
+    }
+    let trained = TrainedRows::load(&run.file(TrainedRows::FILE))?;
+
+    let started = Instant::now();
+    let splits = fitting_splits(&store, params.split);
+    let described = store.describe(&splits)?;
+    let ids: Vec<String> = described.iter().map(|(_, row)| row.id.clone()).collect();
+    let labels: Vec<Option<i32>> = described.iter().map(|(_, row)| row.label).collect();
+    let first = if splits.len() > 1 { manifest.rows("train") } else { ids.len() };
+    let division = divide(&store, &params, &ids, &labels, first..ids.len())?;
+    division.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
+    let (mut train, mut holdout) = (division.train, division.holdout);
+    if metrics.sweep.is_some() {
+        // The last fit of a sweep was on all of them.
+        train.append(&mut holdout);
+        train.sort_unstable();
+    }
+    let found = changes(&store, &described, &train, &trained, &origin)?;
+    let Some(Changes { gone, came, record }) = found else {
+        (context.observe)(Event::Noted("fit-head  features of images that went are gone too: the head is fitted anew".into()));
+        return fit_head(pipeline, context, true, &mut |_| context.flow());
+    };
+    let apply = |statistics: &mut Statistics, change, rows: &[Changed]| -> Result<(), PipelineError> {
+        let places: Vec<Place> = rows.iter().map(|(place, _)| *place).collect();
+        let classes: Vec<usize> = rows.iter().map(|(_, class)| *class).collect();
+        Ok(statistics.update(change, store.embeddings(&places)?.view(), &classes)?)
+    };
+    apply(&mut statistics, Change::Remove, &gone)?;
+    let left = |class| refused(format!("class {class} has rows in the statistics and is no longer there; fit without --update"));
+    statistics.reorder(&origin.classes, &manifest.classes).map_err(left)?;
+    apply(&mut statistics, Change::Add, &came)?;
+    let classes = &manifest.classes;
+    let held = held_out(&store, &described, &holdout)?;
+    let held_x = (!holdout.is_empty()).then_some((held.embeddings.view(), held.labels.as_slice()));
+    let (head, logit_scale) = head::ridge_head(&statistics, classes, origin.l2, held_x, origin.logit_scale)?;
+    let head = head.with_store_key(&manifest.key);
+    let fit_seconds = started.elapsed().as_secs_f64();
+    (context.observe)(Event::Noted(format!(
+        "fit-head  updated: {} images came, {} went, {} have another label · {} train, {} hold-out",
+        record.added,
+        record.removed,
+        record.relabelled,
+        train.len(),
+        holdout.len()
+    )));
+
+    let mut scores = Scores::of(classes);
+    let mut score = |features: &SplitFeatures, name| {
+        let rows: Vec<usize> = (0..features.ids.len()).collect();
+        scores.add(name, features, &rows, logits(&head, features, &rows)?)
+    };
+    let validation = score(&held, "validation")?;
+    let test = match manifest.splits().iter().any(|split| split == "test") {
+        true => score(&store.load(&["test"])?, "test")?,
+        false => None,
+    };
+    let settings = serde_json::to_value(&params).unwrap_or_default();
+    let metrics = Metrics {
+        fit_key: format!("update-{}", fit_key(&store, &settings)),
+        epochs: 1,
+        fit_seconds,
+        load_seconds: 0.0,
+        classes: classes.clone(),
+        split: SplitRecord { train: train.len(), holdout: holdout.len(), ..metrics.split },
+        train: None,
+        temperature: scores.temperature,
+        update: Some(record),
+        baselines: Vec::new(),
+        validation,
+        test,
+        ..metrics
+    };
+    // That of the fit from which the statistics come.
+    let history = run.history()?;
+    let rows = trained_rows(&described, &train);
+    let origin = Origin { classes: classes.clone(), store_key: manifest.key.clone(), l2: origin.l2, logit_scale };
+    let kept = Some(Kept { statistics: &statistics, rows, origin, path: &[], left_out: None });
+    let mut resolved = pipeline.clone();
+    resolved.settings.head = params;
+    Outcome { head: &head, history: &history, predictions: &scores.predictions, metrics: &metrics, kept }
+        .write(&run, &resolved)?;
+    Ok(Fit { outcome: StageOutcome::Ran, metrics })
+}
+
+/// What changed since the statistics were taken.
+struct Changes {
+    /// With their classes of then.
+    gone: Vec<Changed>,
+    /// With their classes of now.
+    came: Vec<Changed>,
+    record: UpdateRecord,
+}
+
+/// Compares the rows of the statistics with those that train now; none where the features of a row that went are not kept.
+fn changes(
+    store: &Store,
+    described: &[(Place, Row)],
+    train: &[usize],
+    trained: &TrainedRows,
+    origin: &Origin,
+) -> Result<Option<Changes>, PipelineError> {
+    let classes = &store.manifest().classes;
+    let name = |classes: &[String], label: i32| usize::try_from(label).ok().and_then(|label| classes.get(label).cloned());
+    let kept = store.describe_removed()?;
+    let mut old: HashMap<&str, usize> = trained.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
+    let (mut gone, mut came, mut record) = (Vec::new(), Vec::new(), UpdateRecord::default());
+    // Rows of the statistics that have to be taken out, by id and content.
+    let mut wanted: HashMap<(&str, &str), usize> = HashMap::new();
+    for &row in train {
+        let (place, now) = &described[row];
+        let Some(label) = now.label.and_then(|label| usize::try_from(label).ok()) else { continue };
+        match old.remove(now.id.as_str()) {
+            Some(then) if trained.content_hashes[then] == now.content_hash => {
+                if name(&origin.classes, trained.labels[then]).as_ref() != classes.get(label) {
+                    wanted.insert((&now.id, &now.content_hash), then);
+                    came.push((*place, label));
+                    record.relabelled += 1;
+                }
+            }
+            Some(then) => {
+                wanted.insert((&now.id, &trained.content_hashes[then]), then);
+                came.push((*place, label));
+                record.added += 1;
+                record.removed += 1;
+            }
+            None => {
+                came.push((*place, label));
+                record.added += 1;
+            }
+        }
+    }
+    record.removed += old.len();
+    wanted.extend(old.into_values().map(|then| ((trained.ids[then].as_str(), trained.content_hashes[then].as_str()), then)));
+    for (place, row) in described.iter().chain(&kept) {
+        if let Some(then) = wanted.remove(&(row.id.as_str(), row.content_hash.as_str())) {
+            gone.push((*place, usize::try_from(trained.labels[then]).unwrap_or(usize::MAX)));
+        }
+    }
+    Ok(wanted.is_empty().then_some(Changes { gone, came, record }))
+}
+
+fn held_out(store: &Store, described: &[(Place, Row)], holdout: &[usize]) -> Result<SplitFeatures, PipelineError> {
+    let places: Vec<Place> = holdout.iter().map(|&row| described[row].0).collect();
+    Ok(SplitFeatures {
+        ids: holdout.iter().map(|&row| described[row].1.id.clone()).collect(),
+        labels: holdout.iter().map(|&row| described[row].1.label).collect(),
+        embeddings: store.embeddings(&places)?,
+    })
+}
