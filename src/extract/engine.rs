@@ -154,13 +154,20 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
         Ok(read?)
     });
     match outcome {
-        Ok(Reached::End) => {}
+        Ok(Reached::End) => {
+            if plan.repeated.is_none() && plan.dataset.fingerprint() != plan.source.fingerprint {
+                let text = "the source changed while it was read; run the same command again: only what changed is run";
+                observe(Event::Warned(format!("{}: {text}", plan.source.name)));
+            }
+        }
         Ok(Reached::Stop) => {
             writer.pause()?;
             return Ok(Ended::Interrupted { done: tally.done(), total: tally.total });
         }
         Err(error) => {
-            writer.pause()?;
+            if let Err(second) = writer.pause() {
+                observe(Event::Warned(format!("what was not recorded yet is run again next time: {second}")));
+            }
             return Err(error);
         }
     }

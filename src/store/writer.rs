@@ -250,7 +250,7 @@ impl StoreWriter {
         };
         // Encoding and syncing must not keep the images waiting.
         let thread = std::thread::Builder::new().name("shard".into()).spawn(|| shard::write(draft));
-        self.under_way = Some(thread.map_err(StoreError::io(&self.dir))?);
+        self.under_way = Some(thread.map_err(StoreError::write(&self.dir))?);
         Ok(())
     }
 
@@ -275,7 +275,7 @@ impl StoreWriter {
     fn remove_rebuild(&self) -> Result<(), StoreError> {
         let path = self.dir.join(REBUILD);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io(&path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::write(&path)(error)),
             _ => Ok(()),
         }
     }
@@ -344,7 +344,7 @@ impl StoreWriter {
             .collect();
         for entry in list(&self.dir)? {
             if is_temporary(&entry) {
-                fs::remove_file(&entry).map_err(StoreError::io(&entry))?;
+                fs::remove_file(&entry).map_err(StoreError::write(&entry))?;
             }
             if !entry.is_dir() {
                 continue;
@@ -353,7 +353,7 @@ impl StoreWriter {
                 let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let shard = name.starts_with("part-") && name.ends_with(".parquet") && !recorded.contains(&file);
                 if shard || is_temporary(&file) {
-                    fs::remove_file(&file).map_err(StoreError::io(&file))?;
+                    fs::remove_file(&file).map_err(StoreError::write(&file))?;
                 }
             }
         }
@@ -401,7 +401,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(StoreError::Locked(dir.into())),
-        Err(fs::TryLockError::Error(error)) => Err(StoreError::io(&path)(error)),
+        Err(fs::TryLockError::Error(error)) => Err(StoreError::write(&path)(error)),
     }
 }
 
@@ -516,6 +516,10 @@ mod tests {
         assert_eq!(loaded.labels, ids.iter().map(|&id| row(id).label).collect::<Vec<_>>());
     }
 
+    fn part(number: usize) -> String {
+        format!("part-{number:05}.parquet")
+    }
+
     fn parts(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> =
             fs::read_dir(dir.join("train")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -529,19 +533,19 @@ mod tests {
         let ids: Vec<usize> = (0..5000).collect();
         assert_eq!(extract(dir.path(), &ids), 5000);
         assert_holds(dir.path(), &ids);
-        assert_eq!(parts(dir.path()), ["part-00000.parquet", "part-00001.parquet"]);
+        assert_eq!(parts(dir.path()), [0, 1, 2, 3, 4].map(part));
     }
 
     #[test]
     fn an_update_runs_only_what_is_new() {
         let dir = tempfile::tempdir().unwrap();
         extract(dir.path(), &(0..9000).collect::<Vec<_>>());
-        // One gone at the front of the second shard, one inserted, some at the end.
+        // One gone at the front of the fifth shard, one inserted, some at the end.
         let ids: Vec<usize> = (0..4096).chain(4097..6000).chain([20000]).chain(6000..9002).collect();
         assert_eq!(extract(dir.path(), &ids), 3);
         assert_holds(dir.path(), &ids);
-        // The first shard is as it was; the others stand under new names and the old ones are gone.
-        assert_eq!(parts(dir.path()), ["part-00000.parquet", "part-00003.parquet", "part-00004.parquet"]);
+        // The first shards are as they were, and so are those between the changes and the end; the old ones of the others are gone.
+        assert_eq!(parts(dir.path()), [0, 1, 2, 3, 6, 7, 9, 10, 11].map(part));
     }
 
     #[test]
@@ -553,8 +557,8 @@ mod tests {
         let mut writer = StoreWriter::open(target(cut.path()), false).unwrap();
         push_all(&mut writer, &ids[..5000]);
         writer.settle().unwrap();
-        drop(writer); // no pause: the 904 rows in hand are lost, the full shard is not
-        fs::write(cut.path().join("train/part-00001.parquet"), b"half").unwrap();
+        drop(writer); // no pause: the 904 rows in hand are lost, the full shards are not
+        fs::write(cut.path().join("train/part-00004.parquet"), b"half").unwrap();
         assert!(matches!(Store::open(cut.path()), Err(StoreError::Incomplete(_))));
         assert_eq!(extract(cut.path(), &ids), 9000 - 4096);
         assert_holds(cut.path(), &ids);
@@ -586,7 +590,7 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let mut writer = StoreWriter::open(target(dir.path()), false).unwrap();
         assert_eq!(writer.damaged().len(), 1);
-        assert_eq!(push_all(&mut writer, &ids), 904);
+        assert_eq!(push_all(&mut writer, &ids), 1024);
         writer.finish(extraction()).unwrap();
         assert_holds(dir.path(), &ids);
     }

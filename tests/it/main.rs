@@ -14,3 +14,4 @@ mod remote;
 mod s3;
 mod sources;
 mod support;
+mod trouble;
