@@ -276,18 +276,19 @@ fn batch(
             Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
         };
         let reading = Instant::now();
-        let read = image.read()?.map(|bytes| (blake3::hash(&bytes).to_hex().to_string(), bytes));
+        let read = image.read()?.map(|bytes| (blake3::hash(&bytes), bytes));
         preparer.spent.read += reading.elapsed().as_secs_f64();
-        let (content_hash, bytes) = match read {
+        let (hash, bytes) = match read {
             Ok(read) => read,
             Err(reason) => {
                 outcomes.push(quarantined(id, split, reason, None));
                 continue;
             }
         };
+        let content_hash = hash.to_hex().to_string();
         let old = index.find(&split, &id);
         if let Some((place, old)) = old
-            && old.content_hash == content_hash
+            && old.is_of(&hash)
         {
             let row = Row { id, label, content_hash, width: old.width, height: old.height };
             outcomes.push(Outcome::Row { split, row, embedding: Embedding::Reused(place), changed: false });

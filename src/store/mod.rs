@@ -12,6 +12,7 @@
 //! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
 //! shard in hand; the next one finds every recorded row by its id and content hash.
 
+mod index;
 mod key;
 mod manifest;
 mod quarantine;
@@ -22,13 +23,14 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
+pub use index::{Index, KnownRow, OldRow};
 pub use key::KeyParts;
 pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
 pub use quarantine::Quarantined;
 pub use reader::{SplitFeatures, Store};
 pub use shard::Row;
 pub use slices::slice_folder;
-pub use writer::{Embedding, Index, OldRow, StoreWriter, Target};
+pub use writer::{Embedding, StoreWriter, Target};
 
 /// Version of the store's layout; part of the key.
 pub const STORE_SCHEMA: u32 = 1;

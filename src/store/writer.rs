@@ -1,6 +1,6 @@
 //! Making and updating a store.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
-    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, quarantine, shard,
+    Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord,
+    StoreError, quarantine, shard,
 };
 
 /// What a store is to hold.
@@ -26,33 +27,6 @@ pub struct Target {
     pub dimension: usize,
     /// Where the images come from.
     pub source: SourceRecord,
-}
-
-/// Place of a row that was recorded earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OldRow {
-    shard: usize,
-    row: usize,
-}
-
-/// The rows that were recorded earlier, by split and id; shared with the threads that look images up.
-#[derive(Debug, Default)]
-pub struct Index {
-    splits: HashMap<String, HashMap<String, OldRow>>,
-    rows: Vec<Vec<Row>>,
-}
-
-impl Index {
-    /// The recorded row of this image; it can be taken over where the content hash is the same.
-    pub fn find(&self, split: &str, id: &str) -> Option<(OldRow, &Row)> {
-        let place = *self.splits.get(split)?.get(id)?;
-        Some((place, self.rows.get(place.shard)?.get(place.row)?))
-    }
-
-    /// How many images are recorded.
-    pub fn images(&self) -> usize {
-        self.splits.values().map(HashMap::len).sum()
-    }
 }
 
 /// An embedding for a row.
@@ -135,7 +109,7 @@ impl StoreWriter {
             extraction: None,
         };
         let writer = Self {
-            index: Arc::new(index(&old, rows)),
+            index: Arc::new(Index::new(&old, rows)?),
             dir,
             manifest,
             old,
@@ -283,7 +257,9 @@ impl StoreWriter {
     /// The recorded shard that holds exactly these rows, if there is one.
     fn unchanged(&self, rows: &[Row], embeddings: &[Embedding]) -> Option<usize> {
         let Some(Embedding::Reused(first)) = embeddings.first() else { return None };
-        let whole = self.same_classes && self.index.rows[first.shard] == rows && self.old[first.shard].split == self.split;
+        // Ids and contents are the same, or these would not be its embeddings.
+        let labels = || self.index.shard(first.shard).iter().map(|known| known.label).eq(rows.iter().map(|row| row.label));
+        let whole = self.same_classes && self.old[first.shard].split == self.split && labels();
         let in_order = |(row, embedding): (usize, &Embedding)| matches!(embedding, Embedding::Reused(place) if *place == OldRow { shard: first.shard, row });
         (whole && embeddings.iter().enumerate().all(in_order)).then_some(first.shard)
     }
@@ -336,7 +312,7 @@ impl StoreWriter {
 
     /// Removes what a process that died left behind: shards that were not recorded, temporary files.
     fn remove_unrecorded(&self) -> Result<(), StoreError> {
-        let recorded: Vec<PathBuf> = [&self.manifest.shards, &self.manifest.retired]
+        let recorded: HashSet<PathBuf> = [&self.manifest.shards, &self.manifest.retired]
             .into_iter()
             .flatten()
             .map(|shard| self.dir.join(&shard.file))
@@ -362,12 +338,13 @@ impl StoreWriter {
 }
 
 /// Keeps the shards that are as recorded, with their rows; says what is wrong with the others.
-fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Vec<Vec<Row>>, Vec<String>) {
-    let checked: Vec<Result<(ShardRecord, Vec<Row>), String>> = recorded
+fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Vec<Vec<KnownRow>>, Vec<String>) {
+    let checked: Vec<Result<(ShardRecord, Vec<KnownRow>), String>> = recorded
         .into_par_iter()
         .map(|record| {
             let rows = shard::read(dir, &record).and_then(|content| shard::rows(dir, &record, &content));
-            rows.map(|rows| (record, rows)).map_err(|error| error.reason())
+            let known = rows.map_err(|error| error.reason())?.iter().map(KnownRow::new).collect::<Result<_, _>>();
+            known.map(|known| (record.clone(), known)).map_err(|reason| format!("{}: {reason}", dir.join(&record.file).display()))
         })
         .collect();
     let (mut shards, mut rows, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
@@ -381,18 +358,6 @@ fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Ve
         }
     }
     (shards, rows, damaged)
-}
-
-fn index(shards: &[ShardRecord], rows: Vec<Vec<Row>>) -> Index {
-    let mut splits: HashMap<String, HashMap<String, OldRow>> = HashMap::new();
-    for (shard, (record, rows)) in shards.iter().zip(&rows).enumerate() {
-        let split = splits.entry(record.split.clone()).or_default();
-        for (row, described) in rows.iter().enumerate() {
-            // An unfinished update may have a row both in its new shard and in the retired one: the first is the newer.
-            split.entry(described.id.clone()).or_insert(OldRow { shard, row });
-        }
-    }
-    Index { splits, rows }
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {
@@ -468,11 +433,15 @@ mod tests {
         }
     }
 
+    fn hash(id: usize) -> blake3::Hash {
+        blake3::hash(&id.to_le_bytes())
+    }
+
     fn row(id: usize) -> Row {
         Row {
             id: format!("i{id}"),
             label: Some(i32::try_from(id % 2).unwrap()),
-            content_hash: format!("h{id}"),
+            content_hash: hash(id).to_hex().to_string(),
             width: 4,
             height: 5,
         }
@@ -496,7 +465,7 @@ mod tests {
         let mut new = 0;
         for &id in ids {
             let row = row(id);
-            let embedding = match index.find("train", &row.id).filter(|(_, old)| old.content_hash == row.content_hash) {
+            let embedding = match index.find("train", &row.id).filter(|(_, old)| old.is_of(&hash(id))) {
                 Some((place, _)) => Embedding::Reused(place),
                 None => {
                     new += 1;
