@@ -63,18 +63,12 @@ struct Cifar {
     members: Vec<(Arc<str>, Member)>,
 }
 
-/// The file is an archive of tar and gzip by its name.
-pub(super) fn is_archive(file: &SourceFile) -> bool {
-    let name = file.name().to_lowercase();
-    name.ends_with(".tar.gz") || name.ends_with(".tgz")
-}
-
 /// The file is one of CIFAR's binary files by its name.
 pub(super) fn is_member(file: &SourceFile) -> bool {
     is_member_name(&file.name())
 }
 
-fn is_member_name(name: &str) -> bool {
+pub(super) fn is_member_name(name: &str) -> bool {
     let batch = name.strip_prefix("data_batch_").and_then(|rest| rest.strip_suffix(".bin"));
     batch.is_some_and(|number| number.parse::<u32>().is_ok()) || matches!(name, "test_batch.bin" | "train.bin" | "test.bin")
 }
@@ -87,7 +81,7 @@ pub(super) fn open(origin: &Path, files: &[SourceFile], options: &SourceOptions)
     let mut members = Vec::new();
     let mut texts: Vec<(String, String)> = Vec::new();
     for file in files {
-        if is_archive(file) {
+        if file.is_packed_tar() {
             read_archive(file.place.local(WHAT)?, &mut members, &mut texts)?;
             continue;
         }

@@ -9,13 +9,16 @@ pub enum DatasetError {
     #[error("{0}: no such file or folder; give a path that exists, or a pattern such as 'photos/*/*.jpg' in quotes")]
     NotFound(PathBuf),
     /// A file or a folder cannot be read.
-    #[error("{path}: cannot be read ({source}); change its permissions, or take it out of the source")]
+    #[error("{path}: cannot be read ({source}); make it readable, or take it out of the source")]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
+    /// A file is not what it was when the source was opened.
+    #[error("{0}: it was changed or removed while the source was read; run the same command again: what was done is kept")]
+    Changed(PathBuf),
     /// Nothing in it is read as images.
     #[error(
         "{path}: no images here ({found}); a source is class folders of images, Parquet files, WebDataset shards, a CSV table of image paths, or CIFAR binary files"

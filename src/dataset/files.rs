@@ -28,6 +28,12 @@ impl SourceFile {
         is_image_extension(&self.extension())
     }
 
+    /// It is an archive of tar and gzip by its name.
+    pub(super) fn is_packed_tar(&self) -> bool {
+        let name = self.name().to_lowercase();
+        name.ends_with(".tar.gz") || name.ends_with(".tgz")
+    }
+
     /// Its name without folders.
     pub(super) fn name(&self) -> String {
         self.relative.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()

@@ -5,7 +5,7 @@
 //! | Parquet with the images inside (Hugging Face's layout) | a binary column, or a struct with a field `bytes` |
 //! | a table of image paths, CSV or Parquet | a column of paths |
 //! | class folders, with `train/`, `val/`, `test/` above them or not | image files |
-//! | WebDataset shards | `.tar` files with images inside |
+//! | WebDataset shards | `.tar` and `.tar.gz` files with images inside |
 //! | CIFAR-10 and CIFAR-100 binary | `data_batch_1.bin`, `train.bin`, or their `.tar.gz` |
 //!
 //! Parquet, class folders and WebDataset shards may lie in an object store or on a web server (`s3://`, `gs://`, `az://`, `https://`).
@@ -21,6 +21,7 @@ mod files;
 #[cfg(test)]
 mod fixture;
 mod folders;
+mod gzip;
 mod label;
 mod listing;
 mod parquet;
@@ -227,7 +228,7 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions, cache: Option<&Pa
     }
     let shards = of(webdataset::is_shard);
     if let Some(first) = shards.first()
-        && webdataset::has_images(&first.place)?
+        && webdataset::has_images(first)?
     {
         return webdataset::open(origin, &shards, options, cache).map(|opened| left_out(opened, &shards));
     }
@@ -244,14 +245,14 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions, cache: Option<&Pa
     if !parquet.is_empty() {
         return table::open(origin, &parquet, options);
     }
-    let archives = of(cifar::is_archive);
+    let archives = of(SourceFile::is_packed_tar);
     if !archives.is_empty() {
         return cifar::open(origin, &archives, options);
     }
     if let [only] = found.files.as_slice()
         && only.place.shown() == origin
     {
-        let reason = "not a source of images; give a folder of images, a Parquet file, a WebDataset .tar, a CSV table (.csv, .tsv) or a CIFAR .tar.gz";
+        let reason = "not a source of images; give a folder of images, a Parquet file, a WebDataset .tar or .tar.gz, a CSV table (.csv, .tsv) or a CIFAR .tar.gz";
         return Err(DatasetError::Unsupported { path: origin.to_owned(), reason: reason.to_owned() });
     }
     Err(DatasetError::NoImages { path: origin.to_owned(), found: Found::by_extension(found.files.iter()) })

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use super::columns::{Columns, Features, IMAGE_NAMES, Labels, SPLIT_FLAG, is_binary, text};
 use super::files::{SourceFile, slashed};
 use super::label::{ClassList, Counted, Label, Tally, class_list, splits, warnings};
-use super::place::{self, Access, Place};
+use super::place::{self, Access, Place, Stamp};
 use super::split::{self, Split, TRAIN};
 use super::{DatasetError, Encoded, Opened, Record, Records, Source, SourceOptions};
 
@@ -42,6 +42,8 @@ const MOST_SPLITS: usize = 100;
 #[derive(Clone, Debug)]
 struct Shard {
     place: Place,
+    /// As it was when its footer was read.
+    stamp: Stamp,
     /// What ids begin with.
     name: String,
     metadata: ArrowReaderMetadata,
@@ -147,6 +149,7 @@ fn image_columns(schema: &Schema) -> Vec<String> {
 
 fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetError> {
     let path = &file.place.shown();
+    let stamp = file.place.stamp();
     let access = file.place.access(LABELS_AHEAD)?;
     let metadata = metadata(&file.place, &access)?;
     let schema = metadata.schema();
@@ -164,7 +167,8 @@ fn scan(file: &SourceFile, options: &SourceOptions) -> Result<Scanned, DatasetEr
     let unnamed_split = by_path.is_none() && split.is_none();
     let whole: Arc<str> = Arc::from(by_path.as_deref().unwrap_or(TRAIN));
     let rows = usize::try_from(metadata.metadata().file_metadata().num_rows()).unwrap_or(0);
-    let mut shard = Shard { place: file.place.clone(), name: slashed(&file.relative), metadata, image, label, runs: Vec::new() };
+    let (place, name) = (file.place.clone(), slashed(&file.relative));
+    let mut shard = Shard { place, stamp, name, metadata, image, label, runs: Vec::new() };
     let mut tallies: Vec<(Arc<str>, Tally)> = Vec::new();
     if shard.label.is_none() && split.is_none() {
         if rows > 0 {
@@ -243,6 +247,7 @@ impl Shard {
     /// Streams the rows in `ranges`, which are in order.
     fn stream(self, ranges: Vec<Range<usize>>, split: Arc<str>, classes: Arc<ClassList>) -> Result<Records, DatasetError> {
         let wanted: Vec<&str> = std::iter::once(&self.image).chain(&self.label).map(String::as_str).collect();
+        self.place.unchanged(&self.stamp)?;
         let selection = RowSelection::from_consecutive_ranges(ranges.iter().cloned(), self.rows());
         let access = self.place.access(IMAGES_AHEAD)?;
         let reader = self.read(&access, &wanted, BATCH, Some(selection))?;
@@ -259,7 +264,7 @@ impl Shard {
                 Err(error) => {
                     let after = last.map_or_else(|| "at its first rows".to_owned(), |row| format!("after row {row}"));
                     let damaged = DatasetError::damaged(self.place.shown(), format_args!("{after}: {error}"));
-                    vec![Err(access.blame(damaged))]
+                    vec![Err(self.place.unchanged(&self.stamp).err().unwrap_or_else(|| access.blame(damaged)))]
                 }
             }
         })))

@@ -1,5 +1,6 @@
 //! Where a file of a source is, and one way to read it there.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use rayon::prelude::*;
 
 use super::DatasetError;
+use super::gzip::Unpacked;
 use super::remote::{Object, ReadAhead};
 
 /// Largest file that is read as one image.
@@ -30,7 +32,7 @@ pub enum Place {
 }
 
 /// What tells that a file has changed, without reading it.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Stamp {
     pub(super) shown: PathBuf,
     pub(super) bytes: u64,
@@ -84,6 +86,11 @@ impl Place {
                 tag: Some(object.tag().to_owned()),
             },
         }
+    }
+
+    /// Fails where the file is not what it was when this stamp was taken.
+    pub(super) fn unchanged(&self, since: &Stamp) -> Result<(), DatasetError> {
+        if self.stamp() == *since { Ok(()) } else { Err(DatasetError::Changed(self.shown())) }
     }
 
     /// The same place; where reading means waiting for a network, the wait begins now.
@@ -155,13 +162,18 @@ pub(super) fn each<T: Send, F: Sync>(
 /// Reads parts of one file. Clones share what was read ahead.
 #[derive(Clone, Debug)]
 pub(super) enum Access {
-    File { file: Arc<File>, bytes: u64 },
+    File {
+        file: Arc<File>,
+        bytes: u64,
+    },
     Object(Arc<Mutex<ReadAhead>>),
+    /// What a gzip file unpacks to; how long that is shows at its end.
+    Unpacked(Arc<Mutex<Unpacked>>),
 }
 
 /// What [`Access::cursor`] gives.
-pub(super) trait ReadSeek: Read + Seek + Send {}
-impl<T: Read + Seek + Send> ReadSeek for T {}
+pub(super) trait ReadSeek: Read + Seek + Send + fmt::Debug {}
+impl<T: Read + Seek + Send + fmt::Debug> ReadSeek for T {}
 
 impl Access {
     /// A reader that passes over what is not wanted without reading it.
@@ -173,7 +185,13 @@ impl Access {
                 Box::new(file)
             }
             Self::Object(ahead) => Box::new(Cursor { ahead: Arc::clone(ahead), at: 0 }),
+            Self::Unpacked(unpacked) => Box::new(unpacked.lock().unwrap_or_else(PoisonError::into_inner).again()?),
         })
+    }
+
+    /// The content of this gzip file, unpacked as it is read.
+    pub(super) fn unpacked(self) -> io::Result<Self> {
+        Ok(Self::Unpacked(Arc::new(Mutex::new(Unpacked::new(self)?))))
     }
 
     /// Exactly these bytes.
@@ -187,6 +205,7 @@ impl Access {
                 Ok(bytes.into())
             }
             Self::Object(ahead) => ahead.lock().unwrap_or_else(PoisonError::into_inner).exact(start, length),
+            Self::Unpacked(unpacked) => unpacked.lock().unwrap_or_else(PoisonError::into_inner).exact(start, length),
         }
     }
 
@@ -195,6 +214,7 @@ impl Access {
         match self {
             Self::File { .. } => damaged,
             Self::Object(ahead) => ahead.lock().unwrap_or_else(PoisonError::into_inner).failure().unwrap_or(damaged),
+            Self::Unpacked(unpacked) => unpacked.lock().unwrap_or_else(PoisonError::into_inner).blame(damaged),
         }
     }
 }
@@ -204,6 +224,7 @@ impl Length for Access {
         match self {
             Self::File { bytes, .. } => *bytes,
             Self::Object(ahead) => ahead.lock().unwrap_or_else(PoisonError::into_inner).bytes(),
+            Self::Unpacked(_) => u64::MAX,
         }
     }
 }
@@ -215,18 +236,24 @@ impl ChunkReader for Access {
         Ok(match self {
             Self::File { file, .. } => Box::new(file.get_read(start)?),
             Self::Object(ahead) => Box::new(Cursor { ahead: Arc::clone(ahead), at: start }),
+            Self::Unpacked(_) => {
+                let mut cursor = self.cursor()?;
+                cursor.seek(SeekFrom::Start(start))?;
+                Box::new(cursor)
+            }
         })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
         match self {
             Self::File { file, .. } => file.get_bytes(start, length),
-            Self::Object(_) => Ok(self.exact(start, length as u64)?),
+            Self::Object(_) | Self::Unpacked(_) => Ok(self.exact(start, length as u64)?),
         }
     }
 }
 
 /// A place in an object.
+#[derive(Debug)]
 struct Cursor {
     ahead: Arc<Mutex<ReadAhead>>,
     at: u64,

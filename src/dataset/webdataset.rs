@@ -1,4 +1,4 @@
-//! WebDataset shards: `.tar` files in which the members of one key are one sample, `dog/1.jpg` with `dog/1.cls` or `dog/1.json`.
+//! WebDataset shards: `.tar` files, or `.tar.gz`, in which the members of one key are one sample, `dog/1.jpg` with `dog/1.cls` or `dog/1.json`.
 //!
 //! A shard is gone through once when the source is opened: headers and labels are read, images are passed over. Their places are
 //! remembered, so that they are then read in the order in which they lie.
@@ -14,11 +14,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use super::cifar;
 use super::columns::LABEL_NAMES;
 use super::files::{SourceFile, is_image_extension, slashed};
 use super::label::{ClassList, Counted, Tally, class_list, splits, warnings};
 use super::listing::Value;
-use super::place::{self, Access, MAX_BYTES, Place};
+use super::place::{self, Access, MAX_BYTES, Place, Stamp};
 use super::split::{self, Split, TRAIN};
 use super::{DatasetError, Encoded, Opened, Record, Records, Source, SourceOptions, counted};
 use index::Index;
@@ -46,7 +47,9 @@ struct Sample {
 /// One file.
 #[derive(Clone, Debug)]
 struct Shard {
-    place: Place,
+    file: SourceFile,
+    /// As it was when it was gone through.
+    stamp: Stamp,
     /// What ids begin with.
     name: String,
     split: Arc<str>,
@@ -105,21 +108,28 @@ struct WebDataset {
 
 /// The file is a shard by its name.
 pub(super) fn is_shard(file: &SourceFile) -> bool {
-    file.extension() == "tar"
+    file.extension() == "tar" || file.is_packed_tar()
 }
 
 /// Some member of the archive is an image.
 ///
 /// # Errors
 /// When the file is no tar archive.
-pub(super) fn has_images(place: &Place) -> Result<bool, DatasetError> {
-    let access = place.access(FIRST_AHEAD)?;
+pub(super) fn has_images(file: &SourceFile) -> Result<bool, DatasetError> {
+    let access = access(file, FIRST_AHEAD)?;
     let mut found = false;
-    members(place, &access, |member, _| {
+    members(&file.place, &access, |member, _| {
         found = is_image_extension(member.last_extension());
-        Ok(!found)
+        // Unpacking the rest of CIFAR's archive would show no more.
+        Ok(!found && !member.is_cifar())
     })?;
     Ok(found)
+}
+
+/// The archive's content.
+fn access(file: &SourceFile, ahead: u64) -> Result<Access, DatasetError> {
+    let access = file.place.access(ahead)?;
+    if file.is_packed_tar() { access.unpacked().map_err(DatasetError::io(file.place.shown())) } else { Ok(access) }
 }
 
 /// Opens shards.
@@ -133,7 +143,7 @@ pub(super) fn open(
     cache: Option<&Path>,
 ) -> Result<Opened, DatasetError> {
     let scanned = place::each(files, |file| &file.place, |file| scan(file, options, cache))?;
-    let paths: Vec<PathBuf> = scanned.iter().map(|scanned| scanned.shard.place.shown()).collect();
+    let paths: Vec<PathBuf> = scanned.iter().map(|scanned| scanned.shard.file.place.shown()).collect();
     let parts: Vec<Counted<'_>> = scanned
         .iter()
         .zip(&paths)
@@ -211,6 +221,11 @@ impl Member {
         Some(Self { key: path[..dot].to_owned(), extension: path[dot + 1..].to_lowercase(), offset, bytes })
     }
 
+    fn is_cifar(&self) -> bool {
+        let name = self.key.rsplit('/').next().unwrap_or_default();
+        cifar::is_member_name(&format!("{name}.{}", self.extension))
+    }
+
     fn last_extension(&self) -> &str {
         self.extension.rsplit('.').next().unwrap_or_default()
     }
@@ -248,6 +263,7 @@ fn members(
 }
 
 fn scan(file: &SourceFile, options: &SourceOptions, cache: Option<&Path>) -> Result<Scanned, DatasetError> {
+    let stamp = file.place.stamp();
     let Index { samples, notes } = index::of(file, options, cache, || go_through(file, options))?;
     let mut tally = Tally::default();
     for (sample, row) in samples.iter().zip(0..) {
@@ -255,11 +271,11 @@ fn scan(file: &SourceFile, options: &SourceOptions, cache: Option<&Path>) -> Res
     }
     let split = Arc::from(split::of_path(&file.relative).as_deref().unwrap_or(TRAIN));
     let name = slashed(&file.relative);
-    Ok(Scanned { shard: Shard { place: file.place.clone(), name, split, samples: Arc::new(samples) }, tally, notes })
+    Ok(Scanned { shard: Shard { file: file.clone(), stamp, name, split, samples: Arc::new(samples) }, tally, notes })
 }
 
 fn go_through(file: &SourceFile, options: &SourceOptions) -> Result<Index, DatasetError> {
-    let access = file.place.access(HEADERS_AHEAD)?;
+    let access = access(file, HEADERS_AHEAD)?;
     let name = slashed(&file.relative);
     let (mut drafts, mut by_key, mut notes) = (Vec::<Draft>::new(), HashMap::<Arc<str>, usize>::new(), Notes::default());
     members(&file.place, &access, |member, content| {
@@ -358,7 +374,8 @@ fn of_text(text: &str) -> Option<Value> {
 
 impl Shard {
     fn stream(self, classes: Arc<ClassList>) -> Result<Records, DatasetError> {
-        let access = self.place.access(IMAGES_AHEAD)?;
+        self.file.place.unchanged(&self.stamp)?;
+        let access = access(&self.file, IMAGES_AHEAD)?;
         Ok(Records::new((0..self.samples.len()).map(move |at| {
             let sample = &self.samples[at];
             Ok(Record {
@@ -375,7 +392,8 @@ impl Shard {
             return Ok(Encoded::Unusable(format!("{} bytes, above the limit of 512 MiB for one image", sample.bytes)));
         }
         let bytes = access.exact(sample.offset, sample.bytes).map_err(|error| {
-            access.blame(DatasetError::damaged(self.place.shown(), format_args!("image of {}: {error}", sample.key)))
+            let damaged = DatasetError::damaged(self.file.place.shown(), format_args!("image of {}: {error}", sample.key));
+            self.file.place.unchanged(&self.stamp).err().unwrap_or_else(|| access.blame(damaged))
         })?;
         Ok(Encoded::Bytes(bytes))
     }
@@ -396,7 +414,7 @@ impl Source for WebDataset {
                 continue;
             }
             // Few of many: nothing is read ahead.
-            let access = shard.place.access(1)?;
+            let access = access(&shard.file, 1)?;
             for sample in shard.samples.iter().filter(|sample| keys.contains(&*sample.key)) {
                 if let Encoded::Bytes(bytes) = shard.image(&access, sample)? {
                     images.insert(format!("{}#{}", shard.name, sample.key), bytes);
@@ -407,7 +425,7 @@ impl Source for WebDataset {
     }
 
     fn files(&self) -> Vec<Place> {
-        self.shards.iter().map(|shard| shard.place.clone()).collect()
+        self.shards.iter().map(|shard| shard.file.place.clone()).collect()
     }
 }
 

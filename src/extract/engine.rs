@@ -154,13 +154,20 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
         Ok(read?)
     });
     match outcome {
-        Ok(Reached::End) => {}
+        Ok(Reached::End) => {
+            if plan.repeated.is_none() && plan.dataset.fingerprint() != plan.source.fingerprint {
+                let text = "the source changed while it was read; run the same command again: only what changed is run";
+                observe(Event::Warned(format!("{}: {text}", plan.source.name)));
+            }
+        }
         Ok(Reached::Stop) => {
             writer.pause()?;
             return Ok(Ended::Interrupted { done: tally.done(), total: tally.total });
         }
         Err(error) => {
-            writer.pause()?;
+            if let Err(second) = writer.pause() {
+                observe(Event::Warned(format!("what was not recorded yet is run again next time: {second}")));
+            }
             return Err(error);
         }
     }
@@ -269,18 +276,19 @@ fn batch(
             Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
         };
         let reading = Instant::now();
-        let read = image.read()?.map(|bytes| (blake3::hash(&bytes).to_hex().to_string(), bytes));
+        let read = image.read()?.map(|bytes| (blake3::hash(&bytes), bytes));
         preparer.spent.read += reading.elapsed().as_secs_f64();
-        let (content_hash, bytes) = match read {
+        let (hash, bytes) = match read {
             Ok(read) => read,
             Err(reason) => {
                 outcomes.push(quarantined(id, split, reason, None));
                 continue;
             }
         };
+        let content_hash = hash.to_hex().to_string();
         let old = index.find(&split, &id);
         if let Some((place, old)) = old
-            && old.content_hash == content_hash
+            && old.is_of(&hash)
         {
             let row = Row { id, label, content_hash, width: old.width, height: old.height };
             outcomes.push(Outcome::Row { split, row, embedding: Embedding::Reused(place), changed: false });

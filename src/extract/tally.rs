@@ -113,8 +113,13 @@ impl<'a> Tally<'a> {
         self.close();
         if self.quarantined > 0 {
             let place = plan.features.join("quarantine.parquet");
-            let text =
-                format!("{} of {} images cannot be used: {} says why for each", self.quarantined, self.done(), place.display());
+            let text = format!(
+                "{} of {} images cannot be used: {} says why for each; mend or remove them and run the same command again: only they \
+                 are run",
+                self.quarantined,
+                self.done(),
+                place.display()
+            );
             (self.observe)(Event::Warned(text));
         }
         Extraction {

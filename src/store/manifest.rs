@@ -219,7 +219,7 @@ impl Manifest {
     pub(super) fn write_as(&self, dir: &Path, name: &str) -> Result<(), StoreError> {
         let path = dir.join(name);
         let text = serde_json::to_vec_pretty(self).map_err(|error| StoreError::damaged(&path, error))?;
-        persist(&path, |file| file.write_all(&text)).map_err(StoreError::io(&path))
+        persist(&path, |file| file.write_all(&text)).map_err(StoreError::write(&path))
     }
 
     /// Rows of a split.

@@ -3,7 +3,7 @@
 //! ```text
 //! features/NAME/
 //!   store.json                  the manifest: key and its parts, shards with rows and hashes, figures of the extraction
-//!   train/part-00000.parquet    one shard: up to 4,096 rows, one row group
+//!   train/part-00000.parquet    one shard: up to 1,024 rows
 //!   test/part-00000.parquet
 //!   removed/part-00000.parquet  features of images that went or changed, for heads that are brought up to date
 //!   quarantine.parquet          the images that could not be used, each with its reason
@@ -13,6 +13,7 @@
 //! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
 //! shard in hand; the next one finds every recorded row by its id and content hash.
 
+mod index;
 mod key;
 mod manifest;
 mod quarantine;
@@ -23,13 +24,14 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
+pub use index::{Index, KnownRow, OldRow};
 pub use key::KeyParts;
 pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
 pub use quarantine::Quarantined;
 pub use reader::{Place, SplitFeatures, Store};
 pub use shard::Row;
 pub use slices::slice_folder;
-pub use writer::{Embedding, Index, OldRow, StoreWriter, Target};
+pub use writer::{Embedding, StoreWriter, Target};
 
 /// Version of the store's layout; part of the key.
 pub const STORE_SCHEMA: u32 = 1;
@@ -40,9 +42,20 @@ const REMOVED: &str = "removed";
 /// What can go wrong with a feature store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A file of the store could not be read or written.
-    #[error("{path}: {source}")]
+    /// A file of the store could not be read.
+    #[error("{path}: cannot be read ({source}); give yourself access to it, or name another folder with --features")]
     Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the store could not be written.
+    #[error(
+        "{path}: cannot be written ({source}); {}, then go on with the same command: what was recorded is kept",
+        room(source)
+    )]
+    Write {
         /// The file or folder.
         path: PathBuf,
         /// Why.
@@ -114,6 +127,17 @@ pub enum StoreError {
     },
 }
 
+/// What lets a file be written that could not be.
+fn room(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::StorageFull => "free space on its disk",
+        ErrorKind::QuotaExceeded => "free space within your quota",
+        ErrorKind::FileTooLarge => "raise the limit on the size of a file (ulimit -f)",
+        _ => "make its folder writable",
+    }
+}
+
 /// What mends a shard whose length does not show that it is damaged.
 const REPLACE: &str = "delete this file and run tlpipe extract again with the same pipeline or flags: its rows are made anew";
 /// What mends a damaged shard: `extract` finds it by its hash and makes its rows anew.
@@ -124,10 +148,15 @@ impl StoreError {
         move |source| Self::Io { path: path.to_path_buf(), source }
     }
 
+    fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Write { path: path.to_path_buf(), source }
+    }
+
     /// The file and what is wrong with it, without the remedy.
     fn reason(&self) -> String {
         match self {
             Self::Damaged { path, reason, .. } => format!("{}: {reason}", path.display()),
+            Self::Io { path, source } => format!("{}: {source}", path.display()),
             other => other.to_string(),
         }
     }

@@ -43,7 +43,7 @@ pub(super) fn write(path: &Path, rows: &[Quarantined]) -> Result<(), StoreError>
     let mut writer = ArrowWriter::try_new(Vec::new(), schema, None).map_err(|error| damaged(&error))?;
     writer.write(&batch).map_err(|error| damaged(&error))?;
     let bytes = writer.into_inner().map_err(|error| damaged(&error))?;
-    persist(path, |file| file.write_all(&bytes)).map_err(StoreError::io(path))
+    persist(path, |file| file.write_all(&bytes)).map_err(StoreError::write(path))
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<Quarantined>, StoreError> {

@@ -36,9 +36,10 @@ pub struct Row {
     pub height: i32,
 }
 
-/// Rows that one shard holds: few enough to stay small in memory whatever the width, many enough to read quickly.
+/// Rows that one shard holds: few enough to stay small in memory whatever the width, and to lose little where a process dies;
+/// many enough to read quickly.
 pub(super) fn rows_per_shard(dimension: usize) -> usize {
-    const MOST_ROWS: usize = 4096;
+    const MOST_ROWS: usize = 1024;
     const MOST_VALUES: usize = 8 << 20;
     (MOST_VALUES / dimension.max(1)).clamp(256, MOST_ROWS)
 }
@@ -79,7 +80,7 @@ pub(super) struct Draft {
 pub(super) fn write(draft: Draft) -> Result<ShardRecord, StoreError> {
     let path = draft.dir.join(&draft.file);
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(StoreError::io(folder))?;
+        std::fs::create_dir_all(folder).map_err(StoreError::write(folder))?;
     }
     let (split, file, rows) = (draft.split.clone(), draft.file.clone(), draft.rows.len());
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
@@ -87,7 +88,7 @@ pub(super) fn write(draft: Draft) -> Result<ShardRecord, StoreError> {
         let mut hashing = Hashing { file, hasher: &mut hasher, bytes: &mut bytes };
         encode(draft, &mut hashing)
     })
-    .map_err(StoreError::io(&path))?;
+    .map_err(StoreError::write(&path))?;
     Ok(ShardRecord { split, file, rows, bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
 

@@ -2,7 +2,7 @@
 
 mod removed;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use rayon::prelude::*;
 
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
-    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, quarantine, shard,
+    Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord,
+    StoreError, quarantine, shard,
 };
 
 /// What a store is to hold.
@@ -28,33 +29,6 @@ pub struct Target {
     pub dimension: usize,
     /// Where the images come from.
     pub source: SourceRecord,
-}
-
-/// Place of a row that was recorded earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct OldRow {
-    shard: usize,
-    row: usize,
-}
-
-/// The rows that were recorded earlier, by split and id; shared with the threads that look images up.
-#[derive(Debug, Default)]
-pub struct Index {
-    splits: HashMap<String, HashMap<String, OldRow>>,
-    rows: Vec<Vec<Row>>,
-}
-
-impl Index {
-    /// The recorded row of this image; it can be taken over where the content hash is the same.
-    pub fn find(&self, split: &str, id: &str) -> Option<(OldRow, &Row)> {
-        let place = *self.splits.get(split)?.get(id)?;
-        Some((place, self.rows.get(place.shard)?.get(place.row)?))
-    }
-
-    /// How many images are recorded.
-    pub fn images(&self) -> usize {
-        self.splits.values().map(HashMap::len).sum()
-    }
 }
 
 /// An embedding for a row.
@@ -76,8 +50,8 @@ pub struct StoreWriter {
     index: Arc<Index>,
     same_classes: bool,
     damaged: Vec<String>,
-    /// Rows recorded earlier that stand in the new state.
-    taken: HashSet<OldRow>,
+    /// Whether each row that was recorded earlier stands in the new state, shard by shard.
+    taken: Vec<Vec<bool>>,
     split: String,
     rows: Vec<Row>,
     embeddings: Vec<Embedding>,
@@ -146,13 +120,13 @@ impl StoreWriter {
             extraction: None,
         };
         let writer = Self {
-            index: Arc::new(index(&old, rows)),
+            index: Arc::new(Index::new(&old, rows)?),
             dir,
             manifest,
+            taken: old.iter().map(|record| vec![false; record.rows]).collect(),
             old,
             same_classes,
             damaged,
-            taken: HashSet::new(),
             split: String::new(),
             rows: Vec::new(),
             embeddings: Vec::new(),
@@ -193,7 +167,7 @@ impl StoreWriter {
             self.split = split.into();
         }
         if let Embedding::Reused(place) = &embedding {
-            self.taken.insert(*place);
+            self.taken[place.shard][place.row] = true;
         }
         self.rows.push(row);
         self.embeddings.push(embedding);
@@ -266,7 +240,7 @@ impl StoreWriter {
         };
         // Encoding and syncing must not keep the images waiting.
         let thread = std::thread::Builder::new().name("shard".into()).spawn(|| shard::write(draft));
-        self.under_way = Some(thread.map_err(StoreError::io(&self.dir))?);
+        self.under_way = Some(thread.map_err(StoreError::write(&self.dir))?);
         Ok(())
     }
 
@@ -291,7 +265,7 @@ impl StoreWriter {
     fn remove_rebuild(&self) -> Result<(), StoreError> {
         let path = self.dir.join(REBUILD);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io(&path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::write(&path)(error)),
             _ => Ok(()),
         }
     }
@@ -299,7 +273,9 @@ impl StoreWriter {
     /// The recorded shard that holds exactly these rows, if there is one.
     fn unchanged(&self, rows: &[Row], embeddings: &[Embedding]) -> Option<usize> {
         let Some(Embedding::Reused(first)) = embeddings.first() else { return None };
-        let whole = self.same_classes && self.index.rows[first.shard] == rows && self.old[first.shard].split == self.split;
+        // Ids and contents are the same, or these would not be its embeddings.
+        let labels = || self.index.shard(first.shard).iter().map(|known| known.label).eq(rows.iter().map(|row| row.label));
+        let whole = self.same_classes && self.old[first.shard].split == self.split && labels();
         let in_order = |(row, embedding): (usize, &Embedding)| matches!(embedding, Embedding::Reused(place) if *place == OldRow { shard: first.shard, row });
         (whole && embeddings.iter().enumerate().all(in_order)).then_some(first.shard)
     }
@@ -353,7 +329,7 @@ impl StoreWriter {
 
     /// Removes what a process that died left behind: shards that were not recorded, temporary files.
     fn remove_unrecorded(&self) -> Result<(), StoreError> {
-        let recorded: Vec<PathBuf> = [&self.manifest.shards, &self.manifest.retired, &self.manifest.removed]
+        let recorded: HashSet<PathBuf> = [&self.manifest.shards, &self.manifest.retired, &self.manifest.removed]
             .into_iter()
             .flatten()
             .map(|shard| self.dir.join(&shard.file))
@@ -361,7 +337,7 @@ impl StoreWriter {
             .collect();
         for entry in list(&self.dir)? {
             if is_temporary(&entry) {
-                fs::remove_file(&entry).map_err(StoreError::io(&entry))?;
+                fs::remove_file(&entry).map_err(StoreError::write(&entry))?;
             }
             if !entry.is_dir() {
                 continue;
@@ -370,7 +346,7 @@ impl StoreWriter {
                 let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 let shard = name.starts_with("part-") && name.ends_with(".parquet") && !recorded.contains(&file);
                 if shard || is_temporary(&file) {
-                    fs::remove_file(&file).map_err(StoreError::io(&file))?;
+                    fs::remove_file(&file).map_err(StoreError::write(&file))?;
                 }
             }
         }
@@ -379,12 +355,13 @@ impl StoreWriter {
 }
 
 /// Keeps the shards that are as recorded, with their rows; says what is wrong with the others.
-fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Vec<Vec<Row>>, Vec<String>) {
-    let checked: Vec<Result<(ShardRecord, Vec<Row>), String>> = recorded
+fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Vec<Vec<KnownRow>>, Vec<String>) {
+    let checked: Vec<Result<(ShardRecord, Vec<KnownRow>), String>> = recorded
         .into_par_iter()
         .map(|record| {
             let rows = shard::read(dir, &record).and_then(|content| shard::rows(dir, &record, content));
-            rows.map(|rows| (record, rows)).map_err(|error| error.reason())
+            let known = rows.map_err(|error| error.reason())?.iter().map(KnownRow::new).collect::<Result<_, _>>();
+            known.map(|known| (record.clone(), known)).map_err(|reason| format!("{}: {reason}", dir.join(&record.file).display()))
         })
         .collect();
     let (mut shards, mut rows, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
@@ -400,25 +377,13 @@ fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Ve
     (shards, rows, damaged)
 }
 
-fn index(shards: &[ShardRecord], rows: Vec<Vec<Row>>) -> Index {
-    let mut splits: HashMap<String, HashMap<String, OldRow>> = HashMap::new();
-    for (shard, (record, rows)) in shards.iter().zip(&rows).enumerate() {
-        let split = splits.entry(record.split.clone()).or_default();
-        for (row, described) in rows.iter().enumerate() {
-            // An unfinished update may have a row both in its new shard and in the retired one: the first is the newer.
-            split.entry(described.id.clone()).or_insert(OldRow { shard, row });
-        }
-    }
-    Index { splits, rows }
-}
-
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(|source| StoreError::Folder { path: dir.into(), source })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(StoreError::Locked(dir.into())),
-        Err(fs::TryLockError::Error(error)) => Err(StoreError::io(&path)(error)),
+        Err(fs::TryLockError::Error(error)) => Err(StoreError::write(&path)(error)),
     }
 }
 
@@ -485,11 +450,15 @@ mod tests {
         }
     }
 
+    fn hash(id: usize) -> blake3::Hash {
+        blake3::hash(&id.to_le_bytes())
+    }
+
     fn row(id: usize) -> Row {
         Row {
             id: format!("i{id}"),
             label: Some(i32::try_from(id % 2).unwrap()),
-            content_hash: format!("h{id}"),
+            content_hash: hash(id).to_hex().to_string(),
             width: 4,
             height: 5,
         }
@@ -513,7 +482,7 @@ mod tests {
         let mut new = 0;
         for &id in ids {
             let row = row(id);
-            let embedding = match index.find("train", &row.id).filter(|(_, old)| old.content_hash == row.content_hash) {
+            let embedding = match index.find("train", &row.id).filter(|(_, old)| old.is_of(&hash(id))) {
                 Some((place, _)) => Embedding::Reused(place),
                 None => {
                     new += 1;
@@ -533,6 +502,10 @@ mod tests {
         assert_eq!(loaded.labels, ids.iter().map(|&id| row(id).label).collect::<Vec<_>>());
     }
 
+    fn part(number: usize) -> String {
+        format!("part-{number:05}.parquet")
+    }
+
     fn parts(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> =
             fs::read_dir(dir.join("train")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -546,19 +519,19 @@ mod tests {
         let ids: Vec<usize> = (0..5000).collect();
         assert_eq!(extract(dir.path(), &ids), 5000);
         assert_holds(dir.path(), &ids);
-        assert_eq!(parts(dir.path()), ["part-00000.parquet", "part-00001.parquet"]);
+        assert_eq!(parts(dir.path()), [0, 1, 2, 3, 4].map(part));
     }
 
     #[test]
     fn an_update_runs_only_what_is_new() {
         let dir = tempfile::tempdir().unwrap();
         extract(dir.path(), &(0..9000).collect::<Vec<_>>());
-        // One gone at the front of the second shard, one inserted, some at the end.
+        // One gone at the front of the fifth shard, one inserted, some at the end.
         let ids: Vec<usize> = (0..4096).chain(4097..6000).chain([20000]).chain(6000..9002).collect();
         assert_eq!(extract(dir.path(), &ids), 3);
         assert_holds(dir.path(), &ids);
-        // The first shard is as it was; the others stand under new names and the old ones are gone.
-        assert_eq!(parts(dir.path()), ["part-00000.parquet", "part-00003.parquet", "part-00004.parquet"]);
+        // The first shards are as they were, and so are those between the changes and the end; the old ones of the others are gone.
+        assert_eq!(parts(dir.path()), [0, 1, 2, 3, 6, 7, 9, 10, 11].map(part));
     }
 
     #[test]
@@ -570,8 +543,8 @@ mod tests {
         let mut writer = StoreWriter::open(target(cut.path()), false).unwrap();
         push_all(&mut writer, &ids[..5000]);
         writer.settle().unwrap();
-        drop(writer); // no pause: the 904 rows in hand are lost, the full shard is not
-        fs::write(cut.path().join("train/part-00001.parquet"), b"half").unwrap();
+        drop(writer); // no pause: the 904 rows in hand are lost, the full shards are not
+        fs::write(cut.path().join("train/part-00004.parquet"), b"half").unwrap();
         assert!(matches!(Store::open(cut.path()), Err(StoreError::Incomplete(_))));
         assert_eq!(extract(cut.path(), &ids), 9000 - 4096);
         assert_holds(cut.path(), &ids);
@@ -603,7 +576,7 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let mut writer = StoreWriter::open(target(dir.path()), false).unwrap();
         assert_eq!(writer.damaged().len(), 1);
-        assert_eq!(push_all(&mut writer, &ids), 904);
+        assert_eq!(push_all(&mut writer, &ids), 1024);
         writer.finish(extraction()).unwrap();
         assert_holds(dir.path(), &ids);
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tlpipe::store::Store;
 
+#[cfg(unix)]
+use crate::support::signal;
 use crate::support::{Scratch, picture, quick};
 
 fn extracted(scratch: &Scratch, data: &str, more: &[&str]) -> serde_json::Value {
@@ -67,12 +69,6 @@ fn batch_and_threads_change_no_bit() {
     }
 }
 
-#[cfg(unix)]
-fn signal(child: &std::process::Child, name: &str) {
-    let killed = std::process::Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-}
-
 /// A folder `many` of 9,000 images in one Parquet file.
 #[cfg(unix)]
 fn with_many() -> Scratch {
@@ -123,7 +119,7 @@ fn a_killed_run_and_an_interrupted_run_lose_nothing() {
     let (rows, new, reused) = figures(&scratch, "many", &[]);
     assert_eq!(rows, 9000);
     assert_eq!(new + reused, 9000);
-    assert!(reused >= 4096, "{reused} reused");
+    assert!(reused >= 1024, "{reused} reused");
     let resumed = Store::open(&scratch.path("f")).unwrap();
     scratch.ok(&[&["extract"][..], &quick("many", &["--features", "whole"])].concat());
     let whole = Store::open(&scratch.path("whole")).unwrap();
@@ -202,7 +198,7 @@ fn a_rebuild_that_is_stopped_leaves_the_features_that_stand() {
     assert_eq!(fs::read(scratch.path("f/store.json")).unwrap(), before);
     scratch.ok(&["fit-head", "--features", "f", "--run", "r"]);
     let (rows, _, reused) = figures(&scratch, "many", &rebuild);
-    assert!(rows == 9000 && reused >= 4096, "{rows} rows, {reused} reused");
+    assert!(rows == 9000 && reused >= 1024, "{rows} rows, {reused} reused");
     assert!(!draft.exists());
     let parts = fs::read_dir(scratch.path("f/train")).unwrap().count();
     assert_eq!(parts, Store::open(&scratch.path("f")).unwrap().manifest().shards.len());

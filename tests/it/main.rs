@@ -15,4 +15,5 @@ mod s3;
 mod sources;
 mod support;
 mod sweep;
+mod trouble;
 mod update;

@@ -160,3 +160,20 @@ pub fn png(image: &RgbImage) -> Vec<u8> {
 pub fn quick<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["--data", data, "--model", "quickstart", "--input-size", "32"], more].concat()
 }
+
+/// Sends a signal, `-INT` for instance, to a program that was started.
+#[cfg(unix)]
+pub fn signal(child: &std::process::Child, name: &str) {
+    let sent = std::process::Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Whether a pipe of this name could be made; if not, a line says so.
+#[cfg(unix)]
+pub fn pipe(path: &Path) -> bool {
+    let made = std::process::Command::new("mkfifo").arg(path).status().is_ok_and(|status| status.success());
+    if !made {
+        println!("skipped: no mkfifo here");
+    }
+    made
+}

@@ -124,7 +124,7 @@ fn damaged_shards_name_file_reason_and_remedy() {
     let dataset = open(&path).unwrap();
     fs::write(&path, &whole[..2000]).unwrap();
     let error = dataset.records("train").unwrap().collect::<Result<Vec<_>, _>>().unwrap_err();
-    assert!(matches!(error, DatasetError::Damaged { .. }) && error.to_string().contains("image of a"), "{error}");
+    assert!(matches!(error, DatasetError::Changed(_)) && error.to_string().contains("shard.tar"), "{error}");
 }
 
 #[test]
@@ -144,4 +144,47 @@ fn the_fingerprint_follows_the_shards() {
     assert_eq!(first, open(folder.path()).unwrap().fingerprint());
     write(&folder.path().join("shard.tar"), &tar(&[("a.jpg", b"a"), ("a.cls", b"1"), ("b.jpg", b"b")]));
     assert_ne!(first, open(folder.path()).unwrap().fingerprint());
+}
+
+fn packed(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, content).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn packed_shards_are_read_as_those_that_are_not() {
+    let noise = |seed: usize| (0..100_000).map(|at: usize| (at * at / (seed + 3)) as u8).collect::<Vec<_>>();
+    let (a, b, c) = (noise(1), noise(2), noise(3));
+    let plain = tar(&[("b.jpg", &b), ("a.jpg", &a), ("a.cls", b"cat"), ("c.json", br#"{"label": "dog"}"#), ("c.jpg", &c)]);
+    // Two gzip members one after the other are one content, too.
+    let (first, second) = plain.split_at(150_000);
+    for content in [packed(&plain), [packed(first), packed(second)].concat()] {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("set-test-0.tar.gz"), &content);
+        write(&folder.path().join("set-train-0.TGZ"), &packed(&tar(&[("d.png", b"d")])));
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!((dataset.name(), splits(&dataset)), ("WebDataset", vec![("train", 1), ("test", 3)]));
+        let images: Vec<_> = records(&dataset, "test").into_iter().map(|record| record.image.read().unwrap().unwrap()).collect();
+        assert!(images == [&b[..], &a, &c]);
+        let id = |key: &str| format!("set-test-0.tar.gz#{key}");
+        let expected = [("b", None), ("a", Some(0)), ("c", Some(1))].map(|(key, label)| (id(key), label));
+        assert_eq!(labelled(&dataset, "test"), expected);
+        let found = dataset.images("test", &[id("c"), id("b")].into()).unwrap();
+        assert!(found.len() == 2 && found[&id("c")] == c && found[&id("b")] == b);
+    }
+}
+
+#[test]
+fn damaged_packed_shards_name_file_reason_and_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shard.tar.gz");
+    let whole = packed(&tar(&[("a.jpg", &[7; 3000]), ("a.cls", b"1"), ("b.jpg", &[8; 3000]), ("b.cls", b"0")]));
+    let mut garbled = whole.clone();
+    garbled[whole.len() / 2] ^= 0xFF;
+    for (what, content) in [("cut", &whole[..whole.len() / 2]), ("garbled", &garbled), ("no gzip", b"ustar, but not packed")] {
+        fs::write(&path, content).unwrap();
+        let text = refused(&path);
+        assert!(text.contains("shard.tar.gz") && text.contains("get the file again"), "{what}: {text}");
+    }
 }

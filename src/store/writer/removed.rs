@@ -1,7 +1,5 @@
 //! What becomes of rows whose images are gone.
 
-use std::sync::Arc;
-
 use super::{OldRow, StoreWriter};
 use crate::store::{REMOVED, StoreError, shard};
 
@@ -10,34 +8,27 @@ impl StoreWriter {
     /// taking them out of its statistics. There are never more of them than rows of the store: the oldest go first.
     pub(super) fn keep_removed(&mut self) -> Result<(), StoreError> {
         let live: usize = self.manifest.shards.iter().map(|shard| shard.rows).sum();
-        let index = Arc::clone(&self.index);
-        let mut gone = Vec::new();
-        for (shard, rows) in index.rows.iter().enumerate() {
-            let split = &self.old[shard].split;
-            for (row, described) in rows.iter().enumerate() {
-                let place = OldRow { shard, row };
-                // An update that was interrupted may have left a row in two shards.
-                let newest = index.find(split, &described.id).is_some_and(|(newest, _)| newest == place);
-                if newest && !self.taken.contains(&place) {
-                    gone.push(place);
-                }
-            }
-        }
+        let mut gone: Vec<OldRow> = self.index.places().filter(|place| !self.taken[place.shard][place.row]).collect();
+        gone.sort_unstable();
         if !gone.is_empty() && gone.len() <= live {
-            let mut embeddings = Vec::with_capacity(gone.len() * self.manifest.dimension);
-            for place in &gone {
-                let start = place.row * self.manifest.dimension;
-                let (from, dimension) = (place.shard, self.manifest.dimension);
-                embeddings.extend_from_slice(&self.old_embeddings(from)?[start..start + dimension]);
+            let dimension = self.manifest.dimension;
+            let (mut rows, mut embeddings) = (Vec::with_capacity(gone.len()), Vec::with_capacity(gone.len() * dimension));
+            for of_shard in gone.chunk_by(|a, b| a.shard == b.shard) {
+                let record = &self.old[of_shard[0].shard];
+                let content = shard::read(&self.dir, record)?;
+                let described = shard::rows(&self.dir, record, content)?;
+                rows.extend(of_shard.iter().map(|place| described[place.row].clone()));
+                let values = self.old_embeddings(of_shard[0].shard)?;
+                of_shard.iter().for_each(|place| embeddings.extend_from_slice(&values[place.row * dimension..][..dimension]));
             }
             let draft = shard::Draft {
                 dir: self.dir.clone(),
                 key: self.manifest.key.clone(),
                 classes: self.manifest.classes.clone(),
-                dimension: self.manifest.dimension,
+                dimension,
                 split: REMOVED.to_owned(),
                 file: self.next_file(REMOVED),
-                rows: gone.iter().map(|place| index.rows[place.shard][place.row].clone()).collect(),
+                rows,
                 embeddings,
             };
             self.manifest.removed.push(shard::write(draft)?);
