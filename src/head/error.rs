@@ -113,6 +113,9 @@ pub enum HeadError {
         /// What happened.
         reason: String,
     },
+    /// Features that are not in memory could not be read.
+    #[error(transparent)]
+    Source(Box<dyn std::error::Error + Send + Sync>),
     /// linfa refused the data.
     #[error(transparent)]
     Dataset(#[from] linfa::Error),

@@ -168,40 +168,33 @@ fn run(
         holdout: examples.holdout,
         classes,
     };
-    let Solved { weights, history, best_epoch, resumed_after } = match params.solver {
+    let found = match params.solver {
         Solver::Adam => adam::solve(params, &problem, initial, checkpoints, on_epoch)?,
         Solver::Linfa => logistic::solve(params, &problem, on_epoch)?,
     };
-    let head = Head::new(weights, standardization, examples.classes.to_vec())?;
+    solved(found, standardization, examples.classes)
+}
+
+/// Makes a head of what a solver gave.
+pub(super) fn solved(
+    found: Solved,
+    standardization: Option<Standardization>,
+    classes: &[String],
+) -> Result<Fitted, HeadError> {
+    let Solved { weights, history, best_epoch, resumed_after } = found;
+    let head = Head::new(weights, standardization, classes.to_vec())?;
     Ok(Fitted { head, history, best_epoch, resumed_after })
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.
 pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
-    let (rows, classes) = (examples.x.nrows(), examples.classes.len());
+    let rows = examples.x.nrows();
     if examples.labels.len() != rows {
         return Err(HeadError::Size { what: "labels", found: examples.labels.len(), expected: rows });
     }
-    if examples.train.is_empty() {
-        let labelled = examples.labels.iter().flatten().count();
-        let fraction = if examples.holdout.is_empty() { 0.0 } else { 1.0 };
-        return Err(HeadError::NothingToTrain { labelled, fraction });
-    }
-    if examples.x.ncols() == 0 {
-        return Err(HeadError::Size { what: "features of a row", found: 0, expected: 1 });
-    }
-    let listed = || examples.train.iter().chain(examples.holdout).copied();
-    let mut labels = vec![usize::MAX; rows];
-    for row in listed() {
-        let label = *examples.labels.get(row).ok_or(HeadError::NoSuchRow { row, rows })?;
-        let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < classes);
-        labels[row] = class.ok_or(HeadError::Label { row, label, classes })?;
-    }
-    let first = labels[examples.train[0]];
-    if examples.train.iter().all(|&row| labels[row] == first) {
-        return Err(HeadError::OneClass { class: examples.classes[first].clone(), rows: examples.train.len() });
-    }
-    let listed: Vec<usize> = listed().collect();
+    let lists = [examples.train, examples.holdout];
+    let labels = check_lists(examples.labels, examples.x.ncols(), lists, examples.classes)?;
+    let listed: Vec<usize> = lists.concat();
     let bad = listed.par_iter().filter(|&&row| !is_finite(examples.x, row)).min();
     if let Some(&row) = bad {
         let values = examples.x.index_axis_move(Axis(0), row);
@@ -210,6 +203,35 @@ pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
         }
     }
     Ok(labels)
+}
+
+/// Checks labels and the lists of rows to train on and held out, and returns the label of each row.
+pub(super) fn check_lists(
+    labels: &[Option<i32>],
+    width: usize,
+    [train, holdout]: [&[usize]; 2],
+    classes: &[String],
+) -> Result<Vec<usize>, HeadError> {
+    let (rows, count) = (labels.len(), classes.len());
+    if train.is_empty() {
+        let labelled = labels.iter().flatten().count();
+        let fraction = if holdout.is_empty() { 0.0 } else { 1.0 };
+        return Err(HeadError::NothingToTrain { labelled, fraction });
+    }
+    if width == 0 {
+        return Err(HeadError::Size { what: "features of a row", found: 0, expected: 1 });
+    }
+    let mut found = vec![usize::MAX; rows];
+    for &row in train.iter().chain(holdout) {
+        let label = *labels.get(row).ok_or(HeadError::NoSuchRow { row, rows })?;
+        let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < count);
+        found[row] = class.ok_or(HeadError::Label { row, label, classes: count })?;
+    }
+    let first = found[train[0]];
+    if train.iter().all(|&row| found[row] == first) {
+        return Err(HeadError::OneClass { class: classes[first].clone(), rows: train.len() });
+    }
+    Ok(found)
 }
 
 fn is_finite(x: ArrayView2<'_, f32>, row: usize) -> bool {

@@ -46,11 +46,13 @@ mod kfold;
 mod logistic;
 mod model;
 mod params;
+mod part;
 mod schedule;
 mod shots;
 mod simd;
 mod standardize;
 mod step;
+mod stream;
 mod tally;
 mod update;
 
@@ -67,3 +69,4 @@ pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
 pub use schedule::Schedule;
 pub use shots::few;
 pub use standardize::Standardization;
+pub use stream::{FeatureSource, Streamed, fit_streamed};

@@ -14,10 +14,12 @@
 
 mod key;
 mod manifest;
+mod pages;
 mod quarantine;
 mod reader;
 mod shard;
 mod slices;
+mod stream;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +30,7 @@ pub use quarantine::Quarantined;
 pub use reader::{SplitFeatures, Store};
 pub use shard::Row;
 pub use slices::slice_folder;
+pub use stream::StreamedFeatures;
 pub use writer::{Embedding, Index, OldRow, StoreWriter, Target};
 
 /// Version of the store's layout; part of the key.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Manifest, Quarantined, ShardRecord, StoreError, quarantine, shard, slices};
+use super::{Manifest, Quarantined, ShardRecord, StoreError, pages, quarantine, shard, slices};
 
 /// A finished feature store.
 #[derive(Clone, Debug)]
@@ -85,15 +85,7 @@ impl Store {
     /// # Errors
     /// When a split is not there, or a shard is damaged.
     pub fn load(&self, splits: &[&str]) -> Result<SplitFeatures, StoreError> {
-        let mut shards: Vec<&ShardRecord> = Vec::new();
-        for split in splits {
-            let before = shards.len();
-            shards.extend(self.manifest.shards.iter().filter(|shard| shard.split == *split));
-            if shards.len() == before {
-                let present = self.manifest.splits();
-                return Err(StoreError::NoSplit { dir: self.dir.clone(), split: (*split).into(), present });
-            }
-        }
+        let shards = self.shards(splits)?;
         let dimension = self.manifest.dimension;
         let rows: usize = shards.iter().map(|shard| shard.rows).sum();
         let mut values = vec![0.0_f32; rows * dimension];
@@ -109,7 +101,7 @@ impl Store {
             .zip(places)
             .map(|(record, place)| {
                 let content = shard::read(&self.dir, record)?;
-                shard::embeddings(&self.dir, record, &content, dimension, place)?;
+                pages::embeddings(&self.dir.join(&record.file), record, &content, dimension, place)?;
                 shard::rows(&self.dir, record, &content)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -122,6 +114,20 @@ impl Store {
         let embeddings = Array2::from_shape_vec((rows, dimension), values);
         let embeddings = embeddings.map_err(|error| StoreError::damaged(&self.dir, error))?;
         Ok(SplitFeatures { ids, labels, embeddings })
+    }
+
+    /// The shards of some splits, one split after the other.
+    pub(super) fn shards(&self, splits: &[&str]) -> Result<Vec<&ShardRecord>, StoreError> {
+        let mut shards: Vec<&ShardRecord> = Vec::new();
+        for split in splits {
+            let before = shards.len();
+            shards.extend(self.manifest.shards.iter().filter(|shard| shard.split == *split));
+            if shards.len() == before {
+                let present = self.manifest.splits();
+                return Err(StoreError::NoSplit { dir: self.dir.clone(), split: (*split).into(), present });
+            }
+        }
+        Ok(shards)
     }
 
     /// The images that could not be used.

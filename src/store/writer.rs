@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
-    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, quarantine, shard,
+    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, pages, quarantine, shard,
 };
 
 /// What a store is to hold.
@@ -315,7 +315,7 @@ impl StoreWriter {
         let record = &self.old[shard];
         let mut values = vec![0.0; record.rows * self.manifest.dimension];
         let content = shard::read(&self.dir, record)?;
-        shard::embeddings(&self.dir, record, &content, self.manifest.dimension, &mut values)?;
+        pages::embeddings(&self.dir.join(&record.file), record, &content, self.manifest.dimension, &mut values)?;
         self.read.push((shard, values));
         Ok(&self.read[self.read.len() - 1].1)
     }
