@@ -176,11 +176,7 @@ fn run(
 }
 
 /// Makes a head of what a solver gave.
-pub(super) fn solved(
-    found: Solved,
-    standardization: Option<Standardization>,
-    classes: &[String],
-) -> Result<Fitted, HeadError> {
+pub(super) fn solved(found: Solved, standardization: Option<Standardization>, classes: &[String]) -> Result<Fitted, HeadError> {
     let Solved { weights, history, best_epoch, resumed_after } = found;
     let head = Head::new(weights, standardization, classes.to_vec())?;
     Ok(Fitted { head, history, best_epoch, resumed_after })

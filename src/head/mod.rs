@@ -64,7 +64,7 @@ pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_resumable};
 pub use holdout::{Rule, Split, hold_out, lacking};
 pub use kfold::kfold;
 pub use linfa::ParamGuard;
-pub use model::Head;
+pub use model::{Head, PackedHead};
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
 pub use schedule::Schedule;
 pub use shots::few;

@@ -109,6 +109,9 @@ pub struct HeadParams {
     pub patience: Option<usize>,
     /// By how much `val_loss` must fall to count as lower (with `patience`); at least 0. Left open, 0.
     pub min_delta: Option<f64>,
+    /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order. Left
+    /// open, half of the memory that is free.
+    pub memory: Option<u64>,
 }
 
 impl Default for HeadParams {
@@ -136,6 +139,7 @@ impl Default for HeadParams {
             step_factor: None,
             patience: None,
             min_delta: None,
+            memory: None,
         }
     }
 }
@@ -213,6 +217,9 @@ impl HeadParams {
                 return wrong("group", group, "nothing without head.split = \"grouped\"; set that, or take the line out");
             }
             _ => {}
+        }
+        if self.memory == Some(0) {
+            return wrong("memory", &0, "at least 1 MiB");
         }
         if self.max_iterations == 0 {
             return wrong("max_iterations", &self.max_iterations, "at least 1");
@@ -332,6 +339,7 @@ mod tests {
             ("standardize", HeadParams { standardize: Some(false), solver: Solver::Linfa, ..base.clone() }),
             ("group", HeadParams { group: Some("_".into()), ..base.clone() }),
             ("group", HeadParams { group: Some(String::new()), split: Some(HoldOut::Grouped), ..base.clone() }),
+            ("memory", HeadParams { memory: Some(0), ..base.clone() }),
             ("max_iterations", HeadParams { max_iterations: 0, ..base.clone() }),
             ("weight_decay", HeadParams { weight_decay: Some(-0.1), ..base.clone() }),
             ("label_smoothing", HeadParams { label_smoothing: Some(1.0), ..base.clone() }),

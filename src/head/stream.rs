@@ -122,7 +122,8 @@ impl Stream<'_> {
         let room = memory / 2 / row;
         if room < least {
             let found = format!("{} MiB", memory >> 20);
-            let expected = "room for two windows of a batch (1,024 rows at least) and 64 rows each; raise it, or lower head.batch_size";
+            let expected =
+                "room for two windows of a batch (1,024 rows at least) and 64 rows each; raise it, or lower head.batch_size";
             return Err(HeadError::Parameter { name: "memory", found, expected });
         }
         Ok(room.min(MOST_WINDOW / row).max(least))
@@ -134,13 +135,7 @@ impl Parts for Stream<'_> {
         self.listed
     }
 
-    fn each_part(
-        &self,
-        rows: &[usize],
-        mut shuffle: Option<ChaCha8Rng>,
-        whole: usize,
-        act: OnPart<'_>,
-    ) -> Result<(), HeadError> {
+    fn each_part(&self, rows: &[usize], mut shuffle: Option<ChaCha8Rng>, whole: usize, act: OnPart<'_>) -> Result<(), HeadError> {
         let mut pieces: Vec<&[usize]> = rows.chunks(PIECE).collect();
         if let Some(rng) = &mut shuffle {
             pieces.shuffle(rng);

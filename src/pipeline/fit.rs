@@ -1,18 +1,20 @@
 //! Stage 2 of a pipeline: it opens the feature store and the run directory, nothing else.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ndarray::{Array2, Axis};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::extract::StageOutcome;
+use super::scoring::{Scores, score};
+use super::streamed::{Features, Plan, is_streamed};
 use super::{Context, Interrupted, Pipeline, PipelineError};
-use crate::evaluate;
 use crate::events::Event;
-use crate::head::{self, Checkpoints, Examples, Head, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _, Solver};
-use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
-use crate::store::{SplitFeatures, Store};
+use crate::head::{
+    self, Checkpoints, Examples, Head, HeadError, HeadParams, HeadValidParams, HoldOut, OnEpoch, ParamGuard as _, Solver,
+};
+use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, PredictionsWriter, RunDir, SplitRecord};
+use crate::store::{SplitFeatures, Store, StoreError};
 
 /// What stage 2 leaves.
 #[derive(Clone, Debug)]
@@ -52,123 +54,119 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
             missing[0]
         )));
     }
-    let manifest = store.manifest();
+    let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key };
     let started = Instant::now();
-    let rows = Rows::load(&store, params.split)?;
-    let load_seconds = started.elapsed().as_secs_f64();
-    let division = rows.divide(&store, params)?;
-    for warning in &division.warnings {
-        (context.observe)(Event::Warned(warning.clone()));
-    }
-    let classes = &manifest.classes;
-    (context.observe)(Event::Noted(format!(
-        "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
-        manifest.dimension,
-        classes.len(),
-        params.solver,
-        division.train.len(),
-        division.holdout.len(),
-        division.kind
-    )));
-    let mut stopped = false;
-    let mut watch = |record: &EpochRecord| {
-        let flow = on_epoch(record);
-        stopped = flow.is_break();
-        flow
+    let metrics = if is_streamed(&store, params)? {
+        let rows = Rows::gather(&store, params.split, |splits| store.stream(splits))?;
+        stage.fit(&rows, started.elapsed(), on_epoch)?
+    } else {
+        let rows = Rows::load(&store, params.split)?;
+        stage.fit(&rows, started.elapsed(), on_epoch)?
     };
-    let checkpoint = run.file(Checkpoints::FILE);
-    let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
-    let started = Instant::now();
-    let fitted = context.stoppable(|| {
-        let examples = rows.examples(&division.train, &division.holdout, classes);
-        head::fit_resumable(&checked, &examples, &mut checkpoints, &mut watch)
-    });
-    let fit_seconds = started.elapsed().as_secs_f64();
-    let fitted = fitted.map_err(|error| rows.name(error))?;
-    let epochs = fitted.history.len();
-    if stopped && params.solver == Solver::Adam {
-        let (of, path) = (params.epochs, checkpoint.display());
-        return Err(
-            Interrupted(format!("stopped after epoch {epochs} of {of}; the same command goes on from there ({path})")).into()
-        );
-    }
-    if stopped {
-        return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
-    }
-    if let Some(best) = fitted.best_epoch {
-        let end = if epochs < params.epochs { "stopped early, after" } else { "all epochs run:" };
-        (context.observe)(Event::Noted(format!(
-            "fit-head  {end} epoch {epochs} of {}; the head is that of epoch {best}",
-            params.epochs
-        )));
-    }
-    let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
-    let head = fitted.head.with_store_key(&manifest.key);
-
-    let mut predictions = Predictions::default();
-    let mut temperature = None;
-    let mut score = |features: &SplitFeatures, rows: &[usize], name: &str| -> Result<Option<SplitScore>, PipelineError> {
-        let mut logits = logits(&head, features, rows)?;
-        let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels[row]).collect();
-        let mut score = evaluate::score(logits.view(), &labels, classes)?;
-        if name == "validation" {
-            temperature = evaluate::temperature(logits.view(), &labels)?;
-        }
-        if let (Some(score), Some(temperature)) = (&mut score, temperature.filter(|_| name != "train")) {
-            score.scaled = evaluate::at_temperature(logits.view(), &labels, temperature)?;
-        }
-        predictions.ids.extend(rows.iter().map(|&row| features.ids[row].clone()));
-        predictions.splits.extend(rows.iter().map(|_| name.to_owned()));
-        predictions.labels.extend(labels);
-        for mut row in logits.rows_mut() {
-            if let Some(row) = row.as_slice_mut() {
-                predictions.predicted.push(i32::try_from(evaluate::argmax(row)).unwrap_or(i32::MAX));
-                evaluate::softmax(row);
-                predictions.probabilities.extend_from_slice(row);
-            }
-        }
-        Ok(score)
-    };
-    let train = score(&rows.fitting, &division.train, "train")?;
-    let validation = score(&rows.fitting, &division.holdout, "validation")?;
-    let test = match &rows.test {
-        Some(test) => score(test, &(0..test.ids.len()).collect::<Vec<_>>(), "test")?,
-        None => None,
-    };
-    if validation.is_none() && test.is_none() {
-        let remedy =
-            if params.validation_split > 0.0 { "add images, two or more of a class" } else { "set head.validation_split" };
-        (context.observe)(Event::Warned(format!(
-            "nothing is scored on images that the head has not seen: no row is held out, and there is no labelled test split; \
-             {remedy}, or add a test split"
-        )));
-    }
-    let metrics = Metrics {
-        schema: METRICS_SCHEMA,
-        store_key: manifest.key.clone(),
-        fit_key,
-        solver: params.solver.to_string(),
-        epochs: fitted.history.last().map_or(0, |record| record.epoch),
-        best_epoch: fitted.best_epoch,
-        fit_seconds,
-        load_seconds,
-        features: manifest.dimension,
-        classes: classes.clone(),
-        split: SplitRecord {
-            kind: division.kind,
-            fraction: params.validation_split,
-            train: division.train.len(),
-            holdout: division.holdout.len(),
-        },
-        train,
-        validation,
-        test,
-        temperature,
-        baselines: Vec::new(),
-        head: settings,
-    };
-    write(&run, pipeline, &head, &fitted.history, &predictions, &metrics)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
+}
+
+/// What a fit works with, but its rows.
+struct Stage<'a> {
+    pipeline: &'a Pipeline,
+    context: &'a Context<'a>,
+    store: &'a Store,
+    run: &'a RunDir,
+    params: &'a HeadValidParams,
+    settings: serde_json::Value,
+    fit_key: String,
+}
+
+impl Stage<'_> {
+    /// Fits, scores, and writes the run.
+    fn fit<F: Features>(self, rows: &Rows<F>, loaded: Duration, on_epoch: OnEpoch<'_>) -> Result<Metrics, PipelineError> {
+        let Self { pipeline, context, store, run, params, settings, fit_key } = self;
+        let manifest = store.manifest();
+        let division = rows.divide(store, params)?;
+        for warning in &division.warnings {
+            (context.observe)(Event::Warned(warning.clone()));
+        }
+        let classes = &manifest.classes;
+        (context.observe)(Event::Noted(format!(
+            "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
+            manifest.dimension,
+            classes.len(),
+            params.solver,
+            division.train.len(),
+            division.holdout.len(),
+            division.kind
+        )));
+        let mut stopped = false;
+        let mut watch = |record: &EpochRecord| {
+            let flow = on_epoch(record);
+            stopped = flow.is_break();
+            flow
+        };
+        let checkpoint = run.file(Checkpoints::FILE);
+        let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
+        let started = Instant::now();
+        let plan = Plan { params, train: &division.train, holdout: &division.holdout, classes };
+        let fitted = context.stoppable(|| rows.fitting.fit(&plan, &mut checkpoints, &mut watch));
+        let fit_seconds = started.elapsed().as_secs_f64();
+        let fitted = fitted.map_err(|error| rows.name(error))?;
+        let epochs = fitted.history.len();
+        if stopped && params.solver == Solver::Adam {
+            let (of, path) = (params.epochs, checkpoint.display());
+            return Err(Interrupted(format!(
+                "stopped after epoch {epochs} of {of}; the same command goes on from there ({path})"
+            ))
+            .into());
+        }
+        if stopped {
+            return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
+        }
+        if let Some(best) = fitted.best_epoch {
+            let end = if epochs < params.epochs { "stopped early, after" } else { "all epochs run:" };
+            (context.observe)(Event::Noted(format!(
+                "fit-head  {end} epoch {epochs} of {}; the head is that of epoch {best}",
+                params.epochs
+            )));
+        }
+        let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
+        let head = fitted.head.with_store_key(&manifest.key);
+
+        let mut predictions = run.predictions(classes.len())?;
+        let Scores { train, validation, test, temperature } = score(&head, rows, &division, &mut predictions)?;
+        if validation.is_none() && test.is_none() {
+            let remedy =
+                if params.validation_split > 0.0 { "add images, two or more of a class" } else { "set head.validation_split" };
+            (context.observe)(Event::Warned(format!(
+                "nothing is scored on images that the head has not seen: no row is held out, and there is no labelled test split; \
+             {remedy}, or add a test split"
+            )));
+        }
+        let metrics = Metrics {
+            schema: METRICS_SCHEMA,
+            store_key: manifest.key.clone(),
+            fit_key,
+            solver: params.solver.to_string(),
+            epochs: fitted.history.last().map_or(0, |record| record.epoch),
+            best_epoch: fitted.best_epoch,
+            fit_seconds,
+            load_seconds: loaded.as_secs_f64(),
+            features: manifest.dimension,
+            classes: classes.clone(),
+            split: SplitRecord {
+                kind: division.kind,
+                fraction: params.validation_split,
+                train: division.train.len(),
+                holdout: division.holdout.len(),
+            },
+            train,
+            validation,
+            test,
+            temperature,
+            baselines: Vec::new(),
+            head: settings,
+        };
+        write(run, pipeline, &head, &fitted.history, predictions, &metrics)?;
+        Ok(metrics)
+    }
 }
 
 /// Whether every file of the run can still be read; a run that was damaged is made anew.
@@ -192,12 +190,12 @@ fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// The rows in memory: those to fit on with those held out, and those to score at the end.
-pub(super) struct Rows {
-    pub(super) fitting: SplitFeatures,
+/// The rows: those to fit on with those held out, and those to score at the end.
+pub(super) struct Rows<F = SplitFeatures> {
+    pub(super) fitting: F,
     /// Rows of `fitting` that the source itself sets aside for validation.
     validation: Range<usize>,
-    pub(super) test: Option<SplitFeatures>,
+    pub(super) test: Option<F>,
 }
 
 /// Which rows of `Rows::fitting` are for what.
@@ -209,15 +207,31 @@ pub(super) struct Division {
 }
 
 impl Rows {
-    /// Loads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
+    /// Loads what the fit needs into memory.
     pub(super) fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
+        Self::gather(store, asked, |splits| store.load(splits))
+    }
+
+    /// What a head is fitted on, of these rows of `fitting`.
+    pub(super) fn examples<'a>(&'a self, train: &'a [usize], holdout: &'a [usize], classes: &'a [String]) -> Examples<'a> {
+        Examples { x: self.fitting.embeddings.view(), labels: &self.fitting.labels, train, holdout, classes }
+    }
+}
+
+impl<F: Features> Rows<F> {
+    /// Reads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
+    fn gather(
+        store: &Store,
+        asked: Option<HoldOut>,
+        read: impl Fn(&[&str]) -> Result<F, StoreError>,
+    ) -> Result<Self, PipelineError> {
         let present = store.manifest().splits();
         let has = |name: &str| present.iter().any(|split| split == name);
         let own = asked.is_none_or(|kind| kind == HoldOut::Source) && has("validation");
-        let fitting = store.load(if own { &["train", "validation"] } else { &["train"] })?;
-        let first = if own { store.manifest().rows("train") } else { fitting.ids.len() };
-        let validation = first..fitting.ids.len();
-        let test = if has("test") { Some(store.load(&["test"])?) } else { None };
+        let fitting = read(if own { &["train", "validation"] } else { &["train"] })?;
+        let first = if own { store.manifest().rows("train") } else { fitting.ids().len() };
+        let validation = first..fitting.ids().len();
+        let test = if has("test") { Some(read(&["test"])?) } else { None };
         Ok(Self { fitting, validation, test })
     }
 
@@ -228,11 +242,11 @@ impl Rows {
         let mut division = if self.validation.is_empty() {
             let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
             let kind = params.split.unwrap_or(default);
-            let split = head::hold_out(&params.rule(kind), &self.fitting.ids, &self.fitting.labels, classes)?;
+            let split = head::hold_out(&params.rule(kind), self.fitting.ids(), self.fitting.labels(), classes)?;
             Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
         } else {
             let holdout = labelled(&self.fitting, self.validation.clone());
-            let warnings = head::lacking(&train, &holdout, &self.fitting.labels, classes);
+            let warnings = head::lacking(&train, &holdout, self.fitting.labels(), classes);
             Division { train, holdout, kind: "source".into(), warnings }
         };
         if unlabelled > 0 {
@@ -241,16 +255,11 @@ impl Rows {
         Ok(division)
     }
 
-    /// What a head is fitted on, of these rows of `fitting`.
-    pub(super) fn examples<'a>(&'a self, train: &'a [usize], holdout: &'a [usize], classes: &'a [String]) -> Examples<'a> {
-        Examples { x: self.fitting.embeddings.view(), labels: &self.fitting.labels, train, holdout, classes }
-    }
-
     /// Puts the image's id into an error that knows its row alone.
     pub(super) fn name(&self, error: HeadError) -> PipelineError {
         match error {
             HeadError::NotFinite { row, .. } => {
-                PipelineError::BadFeatures { id: self.fitting.ids.get(row).cloned().unwrap_or_default() }
+                PipelineError::BadFeatures { id: self.fitting.ids().get(row).cloned().unwrap_or_default() }
             }
             other => other.into(),
         }
@@ -258,18 +267,8 @@ impl Rows {
 }
 
 /// Those of the rows that have a label.
-pub(super) fn labelled(features: &SplitFeatures, rows: Range<usize>) -> Vec<usize> {
-    rows.filter(|&row| features.labels[row].is_some()).collect()
-}
-
-/// Logits of some rows, in blocks, so that the features are never held twice.
-fn logits(head: &Head, features: &SplitFeatures, rows: &[usize]) -> Result<Array2<f32>, HeadError> {
-    const BLOCK: usize = 4096;
-    let mut logits = Array2::zeros((rows.len(), head.classes().len()));
-    for (rows, mut place) in rows.chunks(BLOCK).zip(logits.axis_chunks_iter_mut(Axis(0), BLOCK)) {
-        place.assign(&head.logits(features.embeddings.select(Axis(0), rows).view())?);
-    }
-    Ok(logits)
+pub(super) fn labelled(features: &impl Features, rows: Range<usize>) -> Vec<usize> {
+    rows.filter(|&row| features.labels()[row].is_some()).collect()
 }
 
 /// Writes the run; `metrics.json` goes first and comes back last, so that a run that has one is whole.
@@ -278,14 +277,14 @@ fn write(
     pipeline: &Pipeline,
     head: &Head,
     history: &[EpochRecord],
-    predictions: &Predictions,
+    predictions: PredictionsWriter,
     metrics: &Metrics,
 ) -> Result<(), PipelineError> {
     run.remove("metrics.json")?;
     head.save(&run.file("head.safetensors"))?;
     run.write("pipeline.toml", pipeline.resolved()?.as_bytes())?;
     run.write_history(history)?;
-    run.write_predictions(predictions, metrics.classes.len())?;
+    predictions.keep()?;
     run.write_metrics(metrics)?;
     Ok(run.remove(Checkpoints::FILE)?)
 }

@@ -6,7 +6,9 @@ mod extras;
 mod fit;
 mod proof;
 mod report;
+mod scoring;
 mod settings;
+mod streamed;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

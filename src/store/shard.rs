@@ -212,4 +212,3 @@ pub(super) fn rows(dir: &Path, record: &ShardRecord, content: &Bytes) -> Result<
     }
     Ok(rows)
 }
-

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
-    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, pages, quarantine, shard,
+    Extraction, KeyParts, Manifest, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord, StoreError, pages, quarantine,
+    shard,
 };
 
 /// What a store is to hold.
