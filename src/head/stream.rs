@@ -215,3 +215,6 @@ impl Window {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,3 +152,6 @@ fn free() -> Option<u64> {
         .or_else(|| left("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"));
     Some(group.map_or(available, |group| group.min(available)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,8 @@
 //! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
 //! shard in hand; the next one finds every recorded row by its id and content hash.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod key;
 mod manifest;
 mod pages;

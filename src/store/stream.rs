@@ -155,3 +155,59 @@ fn bytes_of(values: &mut [f32]) -> &mut [u8] {
     // SAFETY: the same memory for the same time; bytes have no alignment, and any bytes are a value.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fixture;
+
+    #[test]
+    fn rows_are_those_that_are_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        // 8 shards of train, row groups of 256 rows, several pages each.
+        fixture::write(dir.path(), &[("train", 2000), ("test", 300)], 40_000, 3, |row, values| match row {
+            700 | 701 => values[39_999] = f32::NAN,
+            2299 => values[0] = f32::NEG_INFINITY,
+            _ => {}
+        });
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.manifest().shards.len(), 10);
+        let (loaded, streamed) = (store.load(&["train", "test"]).unwrap(), store.stream(&["train", "test"]).unwrap());
+        assert_eq!((&streamed.ids, &streamed.labels), (&loaded.ids, &loaded.labels));
+        assert_eq!((streamed.dimension(), &streamed.not_finite[..]), (40_000, &[700, 701, 2299][..]));
+        let lists: [Vec<usize>; 6] = [
+            (0..600).collect(),
+            vec![2299],
+            vec![],
+            vec![255, 256, 511, 1999, 2000, 2001],
+            (0..2300).step_by(97).collect(),
+            vec![9, 3, 4],
+        ];
+        for rows in lists {
+            let mut out = vec![0.0; rows.len() * 40_000];
+            streamed.read(&rows, &mut out).unwrap();
+            for (row, found) in rows.into_iter().zip(out.chunks(40_000)) {
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(found), bits(loaded.embeddings.row(row).as_slice().unwrap()), "row {row}");
+            }
+        }
+        let error = streamed.read(&[2300], &mut [0.0; 40_000]).unwrap_err().to_string();
+        assert!(error.contains("row 2300 is not one of 2300"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_shard_is_found_before_training_and_a_lost_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fixture::write(dir.path(), &[("train", 5000)], 8, 2, |_, _| {});
+        let streamed = Store::open(dir.path()).unwrap().stream(&["train"]).unwrap();
+        let last = dir.path().join("train/part-00001.parquet");
+        let mut content = std::fs::read(&last).unwrap();
+        content[100] ^= 1;
+        std::fs::write(&last, content).unwrap();
+        let error = Store::open(dir.path()).unwrap().stream(&["train"]).unwrap_err().to_string();
+        assert!(error.contains("part-00001") && error.contains("not what was recorded"), "{error}");
+        std::fs::remove_file(last).unwrap();
+        assert!(streamed.read(&[0, 4095], &mut [0.0; 16]).is_ok());
+        assert!(streamed.read(&[4095, 4096], &mut [0.0; 16]).unwrap_err().to_string().contains("part-00001"));
+    }
+}

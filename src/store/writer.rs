@@ -429,6 +429,7 @@ fn is_foreign(dir: &Path) -> Result<bool, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture::extraction;
     use super::super::{Store, key};
     use super::*;
 
@@ -439,33 +440,6 @@ mod tests {
             classes: vec!["cat".into(), "dog".into()],
             dimension: 3,
             source: SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false },
-        }
-    }
-
-    fn extraction() -> Extraction {
-        Extraction {
-            rows: 0,
-            new: 0,
-            changed: 0,
-            reused: 0,
-            removed: 0,
-            quarantined: 0,
-            seconds: 1.0,
-            startup_seconds: 0.0,
-            stages: super::super::StageSeconds::default(),
-            images_per_second: 0.0,
-            provider: "cpu".into(),
-            nodes: std::collections::BTreeMap::new(),
-            drift: None,
-            runtime: "1".into(),
-            threads: 1,
-            batch: 1,
-            model: "m".into(),
-            model_file: "m".into(),
-            model_sha256: "s".into(),
-            cut_reason: "r".into(),
-            splits: Vec::new(),
-            tlpipe: "0".into(),
         }
     }
 
