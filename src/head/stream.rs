@@ -141,7 +141,7 @@ impl Parts for Stream<'_> {
             pieces.shuffle(rng);
         }
         // Room is left for the rows that are over from the window before.
-        let over = whole.min(rows.len()) - 1;
+        let over = whole.min(rows.len()).saturating_sub(1);
         let mut groups = pieces.chunks(((self.window - over.min(self.window - PIECE)) / PIECE).max(1));
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let [current, next] = &mut *windows;

@@ -44,7 +44,7 @@ struct Page {
 
 /// What a look at one shard finds.
 struct Looked {
-    rows: Vec<shard::Row>,
+    rows: Vec<(String, Option<i32>)>,
     not_finite: Vec<usize>,
     pages: Vec<Page>,
 }
@@ -64,9 +64,9 @@ impl Store {
             let start = features.ids.len();
             features.not_finite.extend(not_finite.into_iter().map(|row| start + row));
             features.shards.push(Shard { path: self.dir().join(&record.file), start, pages });
-            for row in rows {
-                features.ids.push(row.id);
-                features.labels.push(row.label);
+            for (id, label) in rows {
+                features.ids.push(id);
+                features.labels.push(label);
             }
         }
         Ok(features)
@@ -90,8 +90,7 @@ impl Store {
             start += values.len();
         }
         not_finite.dedup();
-        let mut rows = shard::rows(self.dir(), record, &content)?;
-        rows.iter_mut().for_each(|row| row.id.shrink_to_fit());
+        let rows = shard::rows(self.dir(), record, &content)?.into_iter().map(|row| (row.id, row.label)).collect();
         Ok(Looked { rows, not_finite, pages })
     }
 }
