@@ -13,6 +13,9 @@ use crate::run::SplitScore;
 /// Rows that one task scores.
 pub(super) const BLOCK_ROWS: usize = 1024;
 
+/// Logits that one task looks at, about.
+const TASK_VALUES: usize = 1 << 16;
+
 /// Classes above which the confusion matrix is left out.
 const MOST_CONFUSION: usize = 100;
 
@@ -167,7 +170,9 @@ pub(super) fn rows_of(
         let mut values = Vec::new();
         rows.iter().map(|&(row, label)| one(&mut values, row, label)).collect()
     };
-    let blocks: Vec<Result<Vec<Row>, EvaluateError>> = listed.par_chunks(BLOCK_ROWS).map(block).collect();
+    // With many classes, few rows are work for every thread.
+    let size = (TASK_VALUES / logits.ncols().max(1)).clamp(1, BLOCK_ROWS);
+    let blocks: Vec<Result<Vec<Row>, EvaluateError>> = listed.par_chunks(size).map(block).collect();
     let mut rows = Vec::with_capacity(listed.len());
     for block in blocks {
         rows.extend(block?);

@@ -193,8 +193,9 @@ impl Window {
         pieces.iter().for_each(|piece| self.rows.extend_from_slice(piece));
         self.labels.clear();
         self.labels.extend(self.rows.iter().map(|&row| stream.listed.labels[row]));
-        if self.values.len() < self.rows.len() * width {
-            self.values.resize(self.rows.len() * width, 0.0);
+        if self.values.is_empty() {
+            // At once, and as zeros that the system gives: what is read is the first to touch them, on every thread.
+            self.values = vec![0.0; stream.window * width];
         }
         let mut rest = &mut self.values[over * width..];
         let mut places = Vec::with_capacity(pieces.len());
