@@ -14,23 +14,20 @@
 //!   checkpoint.safetensors  only while a long fit runs or after it was stopped: where it goes on
 //! ```
 
+mod predictions;
 mod rows;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, StringArray};
-use arrow::datatypes::{DataType, Field, Schema};
-use arrow::record_batch::RecordBatch;
-use parquet::arrow::ArrowWriter;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, Scaled, TopK};
 use crate::head::Checkpoints;
 use crate::persist::persist;
+pub use predictions::{Predictions, PredictionsWriter};
 pub use rows::TrainedRows;
 
 /// Version of `metrics.json`; another version is refused.
@@ -89,7 +86,8 @@ pub struct SplitScore {
     pub averages: Averages,
     /// Top-5 accuracy; top-K where there are fewer classes.
     pub top_k: TopK,
-    /// Area under the ROC curve, one against the rest, mean over the classes; none where a class has no row, or every row.
+    /// Area under the ROC curve, one against the rest, mean over the classes; none where a class has no row, or
+    /// every row, or where there are more than 67,108,864 probabilities.
     pub roc_auc: Option<f64>,
     /// Intervals by the bootstrap.
     pub bootstrap: Bootstrap,
@@ -293,22 +291,6 @@ pub struct EpochRecord {
     pub learning_rate: Option<f64>,
 }
 
-/// Predictions for the rows of one split, in the order of the store.
-#[derive(Clone, Debug, Default)]
-pub struct Predictions {
-    /// Row ids.
-    pub ids: Vec<String>,
-    /// Split of each row: `train`, `validation` (the hold-out) or `test`.
-    pub splits: Vec<String>,
-    /// Label index; none for an unlabelled row.
-    pub labels: Vec<Option<i32>>,
-    /// Index of the class with the highest logit; the first of equals. Rounded to f32, two probabilities may be equal
-    /// where their logits are not.
-    pub predicted: Vec<i32>,
-    /// Row-major `[rows, classes]`, each row sums to 1.
-    pub probabilities: Vec<f32>,
-}
-
 /// A run directory.
 #[derive(Clone, Debug)]
 pub struct RunDir {
@@ -412,14 +394,12 @@ impl RunDir {
         self.write(name, &bytes)
     }
 
-    /// Writes predictions: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list of `classes`).
+    /// Begins a file of predictions of `classes` classes: `predictions.parquet`, or one of that form.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write_predictions(&self, name: &str, predictions: &Predictions, classes: usize) -> Result<(), RunError> {
-        let path = self.file(name);
-        let bytes = predictions.to_parquet(classes).map_err(|reason| RunError::Damaged { path, reason })?;
-        self.write(name, &bytes)
+    pub fn predictions(&self, name: &str, classes: usize) -> Result<PredictionsWriter, RunError> {
+        PredictionsWriter::create(self.file(name), classes)
     }
 
     /// Removes a file of the run, if it is there.
@@ -443,34 +423,5 @@ impl RunDir {
         let io = |source| RunError::Io { path: path.clone(), source };
         fs::create_dir_all(&self.path).map_err(io)?;
         persist(&path, |file| file.write_all(content)).map_err(io)
-    }
-}
-
-impl Predictions {
-    fn to_parquet(&self, classes: usize) -> Result<Vec<u8>, String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let width = i32::try_from(classes).map_err(|error| text(&error))?;
-        let item = Arc::new(Field::new("item", DataType::Float32, false));
-        let probabilities =
-            FixedSizeListArray::try_new(Arc::clone(&item), width, Arc::new(Float32Array::from(self.probabilities.clone())), None)
-                .map_err(|error| text(&error))?;
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from_iter_values(&self.ids)),
-            Arc::new(StringArray::from_iter_values(&self.splits)),
-            Arc::new(Int32Array::from(self.labels.clone())),
-            Arc::new(Int32Array::from(self.predicted.clone())),
-            Arc::new(probabilities),
-        ];
-        let schema = Arc::new(Schema::new(vec![
-            Field::new("id", DataType::Utf8, false),
-            Field::new("split", DataType::Utf8, false),
-            Field::new("label", DataType::Int32, true),
-            Field::new("predicted", DataType::Int32, false),
-            Field::new("probabilities", DataType::FixedSizeList(item, width), false),
-        ]));
-        let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| text(&error))?;
-        let mut writer = ArrowWriter::try_new(Vec::new(), schema, None).map_err(|error| text(&error))?;
-        writer.write(&batch).map_err(|error| text(&error))?;
-        writer.into_inner().map_err(|error| text(&error))
     }
 }

@@ -158,6 +158,9 @@ pub struct HeadArgs {
     /// Seed of the initial weights and the order of rows [head.seed].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<i64>,
+    /// MiB that features may take in memory; above, adam reads them anew in each epoch [head.memory].
+    #[arg(long, value_name = "MIB", allow_negative_numbers = true)]
+    memory: Option<i64>,
 }
 
 fn text(key: &str, value: Option<&String>) -> Option<Override> {
@@ -212,6 +215,7 @@ impl HeadArgs {
             text("head.split", self.split.as_ref()),
             text("head.group", self.group.as_ref()),
             integer("head.seed", self.seed),
+            integer("head.memory", self.memory),
         ]
         .into_iter()
         .flatten()

@@ -2,7 +2,7 @@ use ndarray::ArrayView2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::score::{BLOCK_ROWS, Row, rows_of};
+use super::score::{BLOCK_ROWS, Row};
 use super::{EvaluateError, labelled};
 
 /// Bins of the usual expected calibration error.
@@ -63,20 +63,6 @@ pub struct Scaled {
     pub loss: f64,
     /// Expected calibration error.
     pub ece: f64,
-}
-
-/// Loss and calibration at a temperature; none where no row has a label.
-///
-/// # Errors
-/// As [`super::score`].
-pub fn at_temperature(
-    logits: ArrayView2<'_, f32>,
-    labels: &[Option<i32>],
-    temperature: f64,
-) -> Result<Option<Scaled>, EvaluateError> {
-    let rows = rows_of(logits, &labelled(logits, labels)?, temperature)?;
-    let loss = rows.iter().map(|row| row.loss).sum::<f64>() / rows.len() as f64;
-    Ok((!rows.is_empty()).then(|| Scaled { loss, ece: Calibration::of(&rows).ece }))
 }
 
 /// The temperature that is best for the loss on these rows (Guo and others, 2017); by Newton's method on its inverse, in which

@@ -28,6 +28,17 @@ pub enum EvaluateError {
     },
 }
 
+impl EvaluateError {
+    /// The same, where `before` rows came before.
+    pub(super) fn after(self, before: usize) -> Self {
+        match self {
+            Self::Class { row, found, classes } => Self::Class { row: before + row, found, classes },
+            Self::NotFinite { row } => Self::NotFinite { row: before + row },
+            sizes @ Self::Rows { .. } => sizes,
+        }
+    }
+}
+
 /// A label as an index.
 pub(super) fn class_index(row: usize, found: i32, classes: usize) -> Result<usize, EvaluateError> {
     let class = usize::try_from(found).ok().filter(|&class| class < classes);

@@ -14,12 +14,12 @@ mod score;
 mod softmax;
 
 pub use bootstrap::Bootstrap;
-pub use calibration::{Bin, Calibration, Scaled, at_temperature, temperature};
+pub use calibration::{Bin, Calibration, Scaled, temperature};
 pub use confusion::{Averages, ClassScore};
 pub use error::EvaluateError;
 pub use interval::{mean_interval, wilson_interval};
 pub use mcnemar::McNemar;
-pub use score::{TopK, score};
+pub use score::{Scorer, TopK, score};
 pub use softmax::{argmax, log_sum_exp, softmax};
 
 use ndarray::ArrayView2;

@@ -1,9 +1,9 @@
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::bootstrap;
-use super::calibration::Calibration;
+use super::calibration::{Calibration, Scaled};
 use super::confusion::Confusion;
 use super::interval::Z;
 use super::roc::roc_auc;
@@ -13,8 +13,14 @@ use crate::run::SplitScore;
 /// Rows that one task scores.
 pub(super) const BLOCK_ROWS: usize = 1024;
 
+/// Logits that one task looks at, about.
+const TASK_VALUES: usize = 1 << 16;
+
 /// Classes above which the confusion matrix is left out.
 const MOST_CONFUSION: usize = 100;
+
+/// Probabilities that are held for the ROC curves, 256 MiB; above, they are left out.
+const MOST_VALUES: usize = 1 << 26;
 
 /// The `k` of top-k accuracy.
 const TOP: usize = 5;
@@ -52,38 +58,92 @@ pub fn score(
     labels: &[Option<i32>],
     classes: &[String],
 ) -> Result<Option<SplitScore>, EvaluateError> {
-    let listed = labelled(logits, labels)?;
-    if listed.is_empty() {
-        return Ok(None);
+    let mut scorer = Scorer::new(classes, labels.len(), None);
+    scorer.add(logits, labels)?;
+    Ok(scorer.finish())
+}
+
+/// Scores of a split whose logits come block by block, which need not be held.
+pub struct Scorer<'a> {
+    classes: &'a [String],
+    temperature: Option<f64>,
+    /// Rows so far, with a label or not.
+    seen: usize,
+    rows: Vec<Row>,
+    scaled: Vec<Row>,
+    /// `[rows, K]`; none where they would be too many.
+    probabilities: Option<Vec<f32>>,
+}
+
+impl<'a> Scorer<'a> {
+    /// For `rows` rows. With a temperature, [`SplitScore::scaled`] is found, too.
+    pub fn new(classes: &'a [String], rows: usize, temperature: Option<f64>) -> Self {
+        let probabilities = (rows.saturating_mul(classes.len()) <= MOST_VALUES).then(Vec::new);
+        Self { classes, temperature, seen: 0, rows: Vec::new(), scaled: Vec::new(), probabilities }
     }
-    let rows = rows_of(logits, &listed, 1.0)?;
-    let mut probabilities = Array2::zeros((listed.len(), logits.ncols()));
-    probabilities.axis_iter_mut(Axis(0)).into_par_iter().zip(&listed).zip(&rows).for_each(|((place, &(row, _)), scored)| {
-        place.into_iter().zip(logits.row(row)).for_each(|(p, &logit)| *p = (f64::from(logit) - scored.log_sum).exp() as f32);
-    });
-    let count = rows.len() as f64;
-    let right = rows.iter().filter(|row| row.predicted == row.label).count();
-    let loss = rows.iter().map(|row| row.loss).sum::<f64>() / count;
-    let variance = rows.iter().map(|row| (row.loss - loss).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    let spread = Z * (variance / count).sqrt();
-    let confusion = Confusion::count(rows.iter().map(|row| (row.label, row.predicted)), logits.ncols());
-    let k = TOP.min(logits.ncols());
-    let labels: Vec<usize> = rows.iter().map(|row| row.label).collect();
-    Ok(Some(SplitScore {
-        rows: rows.len(),
-        loss,
-        loss_interval: (rows.len() > 1).then(|| [(loss - spread).max(0.0), loss + spread]),
-        accuracy: right as f64 / count,
-        accuracy_interval: wilson_interval(right, rows.len()),
-        averages: confusion.averages(),
-        top_k: TopK { k, accuracy: rows.iter().filter(|row| row.rank < k).count() as f64 / count },
-        roc_auc: roc_auc(probabilities.t(), &labels),
-        bootstrap: bootstrap(&confusion),
-        calibration: Calibration::of(&rows),
-        scaled: None,
-        confusion: (logits.ncols() <= MOST_CONFUSION).then(|| confusion.matrix()),
-        per_class: confusion.per_class(classes),
-    }))
+
+    /// Adds logits `[N, K]` and their labels.
+    ///
+    /// # Errors
+    /// As [`score`]; rows are counted from the first that was added.
+    pub fn add(&mut self, logits: ArrayView2<'_, f32>, labels: &[Option<i32>]) -> Result<(), EvaluateError> {
+        let later = |error: EvaluateError| error.after(self.seen);
+        let listed = labelled(logits, labels).map_err(later)?;
+        let rows = rows_of(logits, &listed, 1.0).map_err(later)?;
+        if let Some(temperature) = self.temperature {
+            self.scaled.extend(rows_of(logits, &listed, temperature).map_err(later)?);
+        }
+        if let Some(all) = &mut self.probabilities {
+            let start = all.len();
+            all.resize(start + listed.len() * logits.ncols(), 0.0);
+            let places = all[start..].par_chunks_exact_mut(logits.ncols().max(1));
+            places.zip(&listed).zip(&rows).for_each(|((place, &(row, _)), scored)| {
+                let chance = |&logit: &f32| (f64::from(logit) - scored.log_sum).exp() as f32;
+                place.iter_mut().zip(logits.row(row)).for_each(|(p, logit)| *p = chance(logit));
+            });
+        }
+        self.rows.extend(rows);
+        self.seen += labels.len();
+        Ok(())
+    }
+
+    /// The scores; none where no row has a label.
+    pub fn finish(self) -> Option<SplitScore> {
+        let Self { classes, rows, scaled, probabilities, temperature, .. } = self;
+        if rows.is_empty() {
+            return None;
+        }
+        let width = classes.len();
+        let count = rows.len() as f64;
+        let right = rows.iter().filter(|row| row.predicted == row.label).count();
+        let loss = mean_loss(&rows);
+        let variance = rows.iter().map(|row| (row.loss - loss).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+        let spread = Z * (variance / count).sqrt();
+        let confusion = Confusion::count(rows.iter().map(|row| (row.label, row.predicted)), width);
+        let k = TOP.min(width);
+        let labels: Vec<usize> = rows.iter().map(|row| row.label).collect();
+        let probabilities = probabilities.and_then(|all| Array2::from_shape_vec((rows.len(), width), all).ok());
+        Some(SplitScore {
+            rows: rows.len(),
+            loss,
+            loss_interval: (rows.len() > 1).then(|| [(loss - spread).max(0.0), loss + spread]),
+            accuracy: right as f64 / count,
+            accuracy_interval: wilson_interval(right, rows.len()),
+            averages: confusion.averages(),
+            top_k: TopK { k, accuracy: rows.iter().filter(|row| row.rank < k).count() as f64 / count },
+            roc_auc: probabilities.and_then(|probabilities| roc_auc(probabilities.t(), &labels)),
+            bootstrap: bootstrap(&confusion),
+            calibration: Calibration::of(&rows),
+            scaled: temperature.map(|_| Scaled { loss: mean_loss(&scaled), ece: Calibration::of(&scaled).ece }),
+            confusion: (width <= MOST_CONFUSION).then(|| confusion.matrix()),
+            per_class: confusion.per_class(classes),
+        })
+    }
+}
+
+/// Mean cross-entropy of rows, of which there are some.
+fn mean_loss(rows: &[Row]) -> f64 {
+    rows.iter().map(|row| row.loss).sum::<f64>() / rows.len() as f64
 }
 
 /// Looks at the listed rows, logits divided by the temperature.
@@ -110,7 +170,9 @@ pub(super) fn rows_of(
         let mut values = Vec::new();
         rows.iter().map(|&(row, label)| one(&mut values, row, label)).collect()
     };
-    let blocks: Vec<Result<Vec<Row>, EvaluateError>> = listed.par_chunks(BLOCK_ROWS).map(block).collect();
+    // With many classes, few rows are work for every thread.
+    let size = (TASK_VALUES / logits.ncols().max(1)).clamp(1, BLOCK_ROWS);
+    let blocks: Vec<Result<Vec<Row>, EvaluateError>> = listed.par_chunks(size).map(block).collect();
     let mut rows = Vec::with_capacity(listed.len());
     for block in blocks {
         rows.extend(block?);
@@ -120,10 +182,10 @@ pub(super) fn rows_of(
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, array};
+    use ndarray::{Array2, array, s};
 
     use super::*;
-    use crate::evaluate::{at_temperature, temperature};
+    use crate::evaluate::temperature;
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|class| class.to_string()).collect()
@@ -181,7 +243,10 @@ mod tests {
         let (logits, labels) = case();
         let best = temperature(logits.view(), &labels).unwrap().unwrap();
         assert!((best - 1.014_726_98).abs() < 1e-5, "{best}");
-        near(at_temperature(logits.view(), &labels, best).unwrap().unwrap().loss, 0.710_868_129_713_617_2);
+        let classes = names(3);
+        let mut scorer = Scorer::new(&classes, 24, Some(best));
+        scorer.add(logits.view(), &labels).unwrap();
+        near(scorer.finish().unwrap().scaled.unwrap().loss, 0.710_868_129_713_617_2);
         // Logits three times too large are brought back.
         let loud = temperature((&logits * 3.0).view(), &labels).unwrap().unwrap();
         assert!((loud / best - 3.0).abs() < 1e-6, "{loud}");
@@ -213,6 +278,28 @@ mod tests {
         assert_eq!(score(logits.view(), &[Some(-1), None]), Err(EvaluateError::Class { row: 0, found: -1, classes: 2 }));
         assert_eq!(score(logits.view(), &[Some(0), Some(0)]), Err(EvaluateError::NotFinite { row: 1 }));
         assert!(score(logits.view(), &[Some(0), None]).is_ok(), "an unlabelled row is not scored");
+    }
+
+    #[test]
+    fn blocks_give_the_scores_of_the_whole() {
+        let (logits, mut labels) = case();
+        labels[5] = None;
+        let classes = names(3);
+        let blocks = |sizes: &[usize]| {
+            let (mut scorer, mut start) = (Scorer::new(&classes, 24, None), 0);
+            for size in sizes {
+                scorer.add(logits.slice(s![start..start + size, ..]), &labels[start..start + size]).unwrap();
+                start += size;
+            }
+            scorer.finish().unwrap()
+        };
+        assert_eq!(blocks(&[7, 0, 16, 1]), score(logits.view(), &labels, &classes).unwrap().unwrap());
+        let mut scorer = Scorer::new(&classes, usize::MAX, None);
+        scorer.add(logits.view(), &labels).unwrap();
+        let mut later = labels.clone();
+        later[3] = Some(3);
+        assert_eq!(scorer.add(logits.view(), &later), Err(EvaluateError::Class { row: 27, found: 3, classes: 3 }));
+        assert_eq!(scorer.finish().unwrap().roc_auc, None, "too many probabilities to hold");
     }
 
     #[test]

@@ -6,17 +6,17 @@
 use std::time::Instant;
 
 use rand::SeedableRng as _;
-use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 
 use super::checkpoint::{Checkpoints, State};
-use super::dense::Dense;
+use super::dense::{BLOCK_ROWS, Dense};
 use super::dropout::Dropout;
 use super::early::EarlyStopping;
-use super::fit::{OnEpoch, Problem, Solved, Weights};
+use super::fit::{OnEpoch, Solved, Weights};
+use super::part::{Listed, Parts};
 use super::schedule::Rates;
 use super::step::{Adam, Target, Task};
-use super::tally::{Tally, score};
+use super::tally::Tally;
 use super::{HeadError, HeadValidParams};
 use crate::run::EpochRecord;
 
@@ -26,13 +26,14 @@ const DIVERGED: f64 = 100.0;
 /// Trains from the given weights, or from where a checkpoint left off.
 pub(super) fn solve(
     params: &HeadValidParams,
-    problem: &Problem<'_>,
+    problem: &dyn Parts,
     initial: &Weights,
     mut checkpoints: Option<&mut Checkpoints<'_>>,
     on_epoch: OnEpoch<'_>,
 ) -> Result<Solved, HeadError> {
+    let listed = problem.listed();
     let mut early = params.patience.map(|patience| EarlyStopping::new(patience, params.min_delta.unwrap_or(0.0)));
-    if let (Some(patience), true) = (params.patience, problem.holdout.is_empty()) {
+    if let (Some(patience), true) = (params.patience, listed.holdout.is_empty()) {
         let expected = "rows held out, whose loss it watches; set head.validation_split above 0, or take head.patience out";
         return Err(HeadError::Parameter { name: "patience", found: patience.to_string(), expected });
     }
@@ -42,8 +43,8 @@ pub(super) fn solve(
     let mut training = Training {
         params,
         problem,
-        target: Target::new(params.label_smoothing.unwrap_or(0.0), params.class_weights().of(problem)?),
-        rates: Rates::plan(params, problem.train.len()),
+        target: Target::new(params.label_smoothing.unwrap_or(0.0), params.class_weights().of(&listed)?),
+        rates: Rates::plan(params, listed.train.len()),
         layer: weights.pack(),
         adam: Adam::new(steps, first.pack(), second.pack()),
         first_loss,
@@ -81,9 +82,9 @@ pub(super) fn solve(
 }
 
 /// What changes from step to step, and what it follows.
-struct Training<'p, 'a> {
+struct Training<'p> {
     params: &'p HeadValidParams,
-    problem: &'p Problem<'a>,
+    problem: &'p dyn Parts,
     target: Target,
     rates: Rates,
     layer: Dense,
@@ -92,43 +93,54 @@ struct Training<'p, 'a> {
     first_loss: Option<f64>,
 }
 
-impl Training<'_, '_> {
+impl Training<'_> {
     /// Trains on every row once and scores the hold-out.
     fn epoch(&mut self, epoch: usize) -> Result<EpochRecord, HeadError> {
         let start = Instant::now();
         let (params, problem) = (self.params, self.problem);
         let diverged = |loss| HeadError::Diverged { epoch, loss, learning_rate: params.learning_rate };
-        let mut order = problem.train.to_vec();
-        if params.shuffle {
+        let Listed { train, holdout, .. } = problem.listed();
+        let shuffle = params.shuffle.then(|| {
             // A stream of its own for each epoch, so that an epoch's order does not depend on how training got there.
             let mut rng = ChaCha8Rng::seed_from_u64(params.seed);
             rng.set_stream(epoch as u64);
-            order.shuffle(&mut rng);
-        }
+            rng
+        });
         let dropout = params.dropout.filter(|&share| share > 0.0).map(|share| Dropout::new(share, params.seed, epoch));
-        let mut task = Task {
-            features: problem.features.dropping(dropout),
-            labels: problem.labels,
-            target: &self.target,
-            learning_rate: params.learning_rate,
-            weight_decay: params.weight_decay.unwrap_or(0.0),
-            l2: params.l2(),
-        };
-        let mut seen = Tally::default();
-        let batches = || order.chunks(params.batch_size);
-        for (batch, next) in batches().zip(batches().skip(1).chain([&[][..]])) {
-            task.learning_rate = self.rates.at(self.adam.steps);
-            let found = self.adam.step(&mut self.layer, &task, batch, next);
-            seen.add(&found);
-            if !found.loss.is_finite() {
-                return Err(diverged(found.mean_loss()));
+        let (mut seen, mut learning_rate) = (Tally::default(), params.learning_rate);
+        problem.each_part(train, shuffle, params.batch_size, &mut |part| {
+            let mut task = Task {
+                features: part.features.dropping(dropout),
+                labels: part.labels,
+                target: &self.target,
+                learning_rate,
+                weight_decay: params.weight_decay.unwrap_or(0.0),
+                l2: params.l2(),
+            };
+            let batches = || part.order.chunks(params.batch_size);
+            for (batch, next) in batches().zip(batches().skip(1).chain([&[][..]])) {
+                task.learning_rate = self.rates.at(self.adam.steps);
+                let found = self.adam.step(&mut self.layer, &task, batch, next);
+                seen.add(&found);
+                if !found.loss.is_finite() {
+                    return Err(diverged(found.mean_loss()));
+                }
+                self.first_loss.get_or_insert(found.mean_loss());
             }
-            self.first_loss.get_or_insert(found.mean_loss());
-        }
+            learning_rate = task.learning_rate;
+            Ok(())
+        })?;
         if seen.mean_loss() > DIVERGED * self.first_loss.unwrap_or(0.0).max(1.0) {
             return Err(diverged(seen.mean_loss()));
         }
-        let held = (!problem.holdout.is_empty()).then(|| score(&self.layer, problem, problem.holdout));
+        let mut held = None;
+        if !holdout.is_empty() {
+            let held = held.insert(Tally::default());
+            problem.each_part(holdout, None, BLOCK_ROWS, &mut |part| {
+                held.score(&self.layer, &part);
+                Ok(())
+            })?;
+        }
         Ok(EpochRecord {
             epoch,
             loss: seen.mean_loss(),
@@ -136,7 +148,7 @@ impl Training<'_, '_> {
             val_loss: held.as_ref().map(Tally::mean_loss),
             val_accuracy: held.as_ref().map(Tally::accuracy),
             seconds: start.elapsed().as_secs_f64(),
-            learning_rate: Some(task.learning_rate),
+            learning_rate: Some(learning_rate),
         })
     }
 

@@ -6,7 +6,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::HeadError;
-use super::fit::Problem;
+use super::part::Listed;
 
 /// What a row counts in the loss, by its class. A step divides by its rows, not by their weights, as Keras does.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,19 +35,20 @@ impl ClassWeights {
     }
 
     /// The weight of each class.
-    pub(super) fn of(&self, problem: &Problem<'_>) -> Result<Vec<f32>, HeadError> {
+    pub(super) fn of(&self, listed: &Listed<'_>) -> Result<Vec<f32>, HeadError> {
+        let Listed { labels, train, classes, .. } = *listed;
         match self {
-            Self::None => Ok(vec![1.0; problem.classes]),
+            Self::None => Ok(vec![1.0; classes]),
             Self::Balanced => {
-                let mut rows = vec![0_usize; problem.classes];
-                problem.train.iter().for_each(|&row| rows[problem.labels[row]] += 1);
+                let mut rows = vec![0_usize; classes];
+                train.iter().for_each(|&row| rows[labels[row]] += 1);
                 let present = rows.iter().filter(|&&rows| rows > 0).count();
-                let weight = |rows: usize| problem.train.len() as f64 / (present * rows).max(1) as f64;
+                let weight = |rows: usize| train.len() as f64 / (present * rows).max(1) as f64;
                 Ok(rows.into_iter().map(|rows| weight(rows) as f32).collect())
             }
-            Self::Each(weights) if weights.len() == problem.classes => Ok(weights.iter().map(|&weight| weight as f32).collect()),
+            Self::Each(weights) if weights.len() == classes => Ok(weights.iter().map(|&weight| weight as f32).collect()),
             Self::Each(weights) => {
-                Err(HeadError::Size { what: "numbers of head.class_weights", found: weights.len(), expected: problem.classes })
+                Err(HeadError::Size { what: "numbers of head.class_weights", found: weights.len(), expected: classes })
             }
         }
     }
@@ -104,15 +105,11 @@ impl<'de> Deserialize<'de> for ClassWeights {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::Array2;
-
     use super::*;
-    use crate::head::features::Features;
 
     fn of(weights: &ClassWeights, labels: &[usize], classes: usize) -> Result<Vec<f32>, HeadError> {
-        let x = Array2::zeros((labels.len(), 1));
         let train: Vec<usize> = (0..labels.len()).collect();
-        weights.of(&Problem { features: Features::new(x.view(), None), labels, train: &train, holdout: &[], classes })
+        weights.of(&Listed { labels, train: &train, holdout: &[], classes })
     }
 
     #[test]

@@ -122,6 +122,9 @@ pub enum HeadError {
     /// Least squares has no answer.
     #[error("solver ridge: the features cannot be solved for in f64; raise head.l2, or use head.solver = \"adam\"")]
     Ridge,
+    /// Features that are not in memory could not be read.
+    #[error(transparent)]
+    Source(Box<dyn std::error::Error + Send + Sync>),
     /// linfa refused the data.
     #[error(transparent)]
     Dataset(#[from] linfa::Error),

@@ -11,6 +11,8 @@ use super::standardize::Standardization;
 #[derive(Clone, Copy)]
 pub(super) struct Features<'a> {
     x: ArrayView2<'a, f32>,
+    /// What each row is known by; none where that is its index.
+    names: Option<&'a [usize]>,
     standardization: Option<&'a Standardization>,
     dropout: Option<Dropout>,
     simd: Simd,
@@ -18,17 +20,31 @@ pub(super) struct Features<'a> {
 
 impl<'a> Features<'a> {
     pub(super) fn new<'x: 'a>(x: ArrayView2<'x, f32>, standardization: Option<&'a Standardization>) -> Self {
-        Self { x: x.reborrow(), standardization, dropout: None, simd: Simd::best() }
+        Self { x: x.reborrow(), names: None, standardization, dropout: None, simd: Simd::best() }
+    }
+
+    /// The same rows, taken out of a larger matrix, in which these were their indices.
+    pub(super) fn named(self, names: &'a [usize]) -> Self {
+        Self { names: Some(names), ..self }
+    }
+
+    /// The same for a shorter time, which the compiler does not see by itself.
+    pub(super) fn shorter<'b>(self) -> Features<'b>
+    where
+        'a: 'b,
+    {
+        let Self { x, names, standardization, dropout, simd } = self;
+        Features { x: x.reborrow(), names, standardization, dropout, simd }
+    }
+
+    /// The rows before anything is done to them.
+    pub(super) fn matrix(&self) -> ArrayView2<'a, f32> {
+        self.x
     }
 
     /// The same rows with features dropped.
     pub(super) fn dropping(self, dropout: Option<Dropout>) -> Self {
         Self { dropout, ..self }
-    }
-
-    /// The matrix itself.
-    pub(super) fn matrix(&self) -> ArrayView2<'_, f32> {
-        self.x.reborrow()
     }
 
     /// The listed rows one after the other as they are used, where that is not as they lie in the matrix.
@@ -101,7 +117,7 @@ impl Kernel for Prepare<'_, '_> {
             standardization.apply(self.row);
         }
         if let Some(dropout) = self.features.dropout {
-            dropout.apply(self.index, self.row);
+            dropout.apply(self.features.names.map_or(self.index, |names| names[self.index]), self.row);
         }
     }
 }

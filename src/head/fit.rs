@@ -209,12 +209,12 @@ pub fn fit_path(
     }
     let prepared = Prepared::new(params, examples)?;
     let problem = prepared.problem();
-    let solved = if params.solver == Solver::Lbfgs {
+    let found = if params.solver == Solver::Lbfgs {
         lbfgs::path(params, &problem, &l2s, on_epoch)?
     } else {
         ridge::path(&problem, &prepared.statistics, &l2s, on_epoch)?
     };
-    solved.into_iter().map(|solved| prepared.finish(solved)).collect()
+    found.into_iter().map(|found| prepared.finish(found)).collect()
 }
 
 /// Checked examples and what is taken of them before any solver runs.
@@ -247,39 +247,27 @@ impl<'e, 'a> Prepared<'e, 'a> {
         }
     }
 
-    fn finish(&self, solved: Solved) -> Result<Fitted, HeadError> {
-        let Solved { weights, history, best_epoch, resumed_after, l2, warnings, ridge } = solved;
-        let head = Head::new(weights, self.standardization.clone(), self.examples.classes.to_vec())?;
-        Ok(Fitted { head, history, best_epoch, resumed_after, l2, warnings, ridge })
+    fn finish(&self, found: Solved) -> Result<Fitted, HeadError> {
+        solved(found, self.standardization.clone(), self.examples.classes)
     }
+}
+
+/// Makes a head of what a solver gave.
+pub(super) fn solved(found: Solved, standardization: Option<Standardization>, classes: &[String]) -> Result<Fitted, HeadError> {
+    let Solved { weights, history, best_epoch, resumed_after, l2, warnings, ridge } = found;
+    let head = Head::new(weights, standardization, classes.to_vec())?;
+    Ok(Fitted { head, history, best_epoch, resumed_after, l2, warnings, ridge })
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.
 pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
-    let (rows, classes) = (examples.x.nrows(), examples.classes.len());
+    let rows = examples.x.nrows();
     if examples.labels.len() != rows {
         return Err(HeadError::Size { what: "labels", found: examples.labels.len(), expected: rows });
     }
-    if examples.train.is_empty() {
-        let labelled = examples.labels.iter().flatten().count();
-        let fraction = if examples.holdout.is_empty() { 0.0 } else { 1.0 };
-        return Err(HeadError::NothingToTrain { labelled, fraction });
-    }
-    if examples.x.ncols() == 0 {
-        return Err(HeadError::Size { what: "features of a row", found: 0, expected: 1 });
-    }
-    let listed = || examples.train.iter().chain(examples.holdout).copied();
-    let mut labels = vec![usize::MAX; rows];
-    for row in listed() {
-        let label = *examples.labels.get(row).ok_or(HeadError::NoSuchRow { row, rows })?;
-        let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < classes);
-        labels[row] = class.ok_or(HeadError::Label { row, label, classes })?;
-    }
-    let first = labels[examples.train[0]];
-    if examples.train.iter().all(|&row| labels[row] == first) {
-        return Err(HeadError::OneClass { class: examples.classes[first].clone(), rows: examples.train.len() });
-    }
-    let listed: Vec<usize> = listed().collect();
+    let lists = [examples.train, examples.holdout];
+    let labels = check_lists(examples.labels, examples.x.ncols(), lists, examples.classes)?;
+    let listed: Vec<usize> = lists.concat();
     let bad = listed.par_iter().filter(|&&row| !is_finite(examples.x, row)).min();
     if let Some(&row) = bad {
         let values = examples.x.index_axis_move(Axis(0), row);
@@ -288,6 +276,35 @@ pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
         }
     }
     Ok(labels)
+}
+
+/// Checks labels and the lists of rows to train on and held out, and returns the label of each row.
+pub(super) fn check_lists(
+    labels: &[Option<i32>],
+    width: usize,
+    [train, holdout]: [&[usize]; 2],
+    classes: &[String],
+) -> Result<Vec<usize>, HeadError> {
+    let (rows, count) = (labels.len(), classes.len());
+    if train.is_empty() {
+        let labelled = labels.iter().flatten().count();
+        let fraction = if holdout.is_empty() { 0.0 } else { 1.0 };
+        return Err(HeadError::NothingToTrain { labelled, fraction });
+    }
+    if width == 0 {
+        return Err(HeadError::Size { what: "features of a row", found: 0, expected: 1 });
+    }
+    let mut found = vec![usize::MAX; rows];
+    for &row in train.iter().chain(holdout) {
+        let label = *labels.get(row).ok_or(HeadError::NoSuchRow { row, rows })?;
+        let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < count);
+        found[row] = class.ok_or(HeadError::Label { row, label, classes: count })?;
+    }
+    let first = found[train[0]];
+    if train.iter().all(|&row| found[row] == first) {
+        return Err(HeadError::OneClass { class: classes[first].clone(), rows: train.len() });
+    }
+    Ok(found)
 }
 
 fn is_finite(x: ArrayView2<'_, f32>, row: usize) -> bool {

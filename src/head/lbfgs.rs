@@ -52,7 +52,7 @@ pub(super) fn path(
     // Rows that are used as they are stay where they are.
     let (x, labels, train) = match &copy {
         Some(copy) => (copy.view(), labels.as_slice(), train.as_slice()),
-        None => (problem.features.matrix(), problem.labels, problem.train),
+        None => (problem.features.shorter().matrix(), problem.labels, problem.train),
     };
     let (features, classes) = (x.ncols(), problem.classes);
     let shares = problem.shares();

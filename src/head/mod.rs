@@ -48,6 +48,7 @@ mod logistic;
 mod minimize;
 mod model;
 mod params;
+mod part;
 mod ridge;
 mod schedule;
 mod shots;
@@ -55,6 +56,7 @@ mod simd;
 mod standardize;
 mod statistics;
 mod step;
+mod stream;
 mod tally;
 mod update;
 
@@ -66,10 +68,11 @@ pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_path, fit_r
 pub use holdout::{Rule, Split, hold_out, lacking};
 pub use kfold::kfold;
 pub use linfa::ParamGuard;
-pub use model::Head;
+pub use model::{Head, PackedHead};
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
 pub use ridge::{Ridge, RidgePoint, ridge_head};
 pub use schedule::Schedule;
 pub use shots::few;
 pub use standardize::Standardization;
 pub use statistics::{Change, Origin, Statistics};
+pub use stream::{FeatureSource, Streamed, fit_streamed};

@@ -84,7 +84,12 @@ impl Head {
     /// # Errors
     /// When the features have another width, or a row gives no finite answer.
     pub fn logits(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, HeadError> {
-        self.map_rows(x, |_| {})
+        self.pack().logits(x)
+    }
+
+    /// The head as it is computed with, for many blocks of rows.
+    pub fn pack(&self) -> PackedHead<'_> {
+        PackedHead { layer: Dense::pack(self.kernel(), self.bias()), standardization: self.standardization() }
     }
 
     /// Class probabilities `[N, K]` of features `[N, D]`; each row sums to 1.
@@ -92,21 +97,38 @@ impl Head {
     /// # Errors
     /// As [`Head::logits`].
     pub fn probabilities(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, HeadError> {
-        self.map_rows(x, |row| {
+        self.pack().map_rows(x, |row| {
             softmax(row);
         })
     }
+}
+
+/// A head whose weights lie as they are computed with.
+pub struct PackedHead<'a> {
+    layer: Dense,
+    standardization: Option<&'a Standardization>,
+}
+
+impl PackedHead<'_> {
+    /// As [`Head::logits`].
+    ///
+    /// # Errors
+    /// As [`Head::logits`].
+    pub fn logits(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, HeadError> {
+        self.map_rows(x, |_| {})
+    }
 
     fn map_rows(&self, x: ArrayView2<'_, f32>, finish: impl Fn(&mut [f32]) + Sync) -> Result<Array2<f32>, HeadError> {
-        let (features, classes) = self.weights.kernel.dim();
+        let (layer, features, classes) = (&self.layer, self.layer.features(), self.layer.classes());
         if x.ncols() != features {
             return Err(HeadError::Size { what: "features of a row", found: x.ncols(), expected: features });
         }
-        let layer = Dense::pack(self.kernel(), self.bias());
-        let source = Features::new(x, self.standardization.as_ref());
+        let source = Features::new(x, self.standardization);
         let indices: Vec<usize> = (0..x.nrows()).collect();
         let mut out = vec![0.0; x.nrows() * classes];
-        let blocks = out.par_chunks_mut(BLOCK_ROWS * classes).zip(indices.par_chunks(BLOCK_ROWS));
+        // With many classes, few rows are work for every thread.
+        let rows = x.nrows().div_ceil(rayon::current_num_threads()).clamp(1, BLOCK_ROWS);
+        let blocks = out.par_chunks_mut(rows * classes).zip(indices.par_chunks(rows));
         let bad = blocks.filter_map(|(out, indices)| {
             layer.logits_into(&source, indices, out);
             let bad = out.chunks_exact(classes).position(|row| !row.iter().all(|logit| logit.is_finite()));

@@ -119,6 +119,9 @@ pub struct HeadParams {
     pub patience: Option<usize>,
     /// By how much `val_loss` must fall to count as lower (with `patience`); at least 0. Left open, 0.
     pub min_delta: Option<f64>,
+    /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order. Left
+    /// open, half of the memory that is free.
+    pub memory: Option<u64>,
 }
 
 impl Default for HeadParams {
@@ -147,6 +150,7 @@ impl Default for HeadParams {
             step_factor: None,
             patience: None,
             min_delta: None,
+            memory: None,
         }
     }
 }
@@ -234,6 +238,9 @@ impl HeadParams {
                 return wrong("group", group, "nothing without head.split = \"grouped\"; set that, or take the line out");
             }
             _ => {}
+        }
+        if self.memory == Some(0) {
+            return wrong("memory", &0, "at least 1 MiB");
         }
         match self.max_iterations {
             Some(0) => return wrong("max_iterations", &0, "at least 1"),
@@ -370,6 +377,7 @@ mod tests {
             ("max_iterations", HeadParams { max_iterations: Some(9), ..base.clone() }),
             ("tolerance", HeadParams { tolerance: Some(0.0), solver: Solver::Lbfgs, ..base.clone() }),
             ("tolerance", HeadParams { tolerance: Some(1e-3), solver: Solver::Ridge, ..base.clone() }),
+            ("memory", HeadParams { memory: Some(0), ..base.clone() }),
             ("weight_decay", HeadParams { weight_decay: Some(-0.1), ..base.clone() }),
             ("label_smoothing", HeadParams { label_smoothing: Some(1.0), ..base.clone() }),
             ("dropout", HeadParams { dropout: Some(f64::NAN), ..base.clone() }),

@@ -412,8 +412,10 @@ mod tests {
         small.train.append(&mut small.holdout);
         let (_, ridge) = fit(&small, Some(0.1));
         let labels: Vec<_> = small.train.iter().map(|&row| small.labels[row]).collect();
-        let loss =
-            |temperature| crate::evaluate::at_temperature(ridge.left_out.view(), &labels, temperature).unwrap().unwrap().loss;
+        let loss = |temperature: f32| {
+            let logits = ridge.left_out.mapv(|logit| logit / temperature);
+            crate::evaluate::score(logits.view(), &labels, &small.classes).unwrap().unwrap().loss
+        };
         assert!(loss(1.0) <= loss(1.05) && loss(1.0) <= loss(0.95), "{} {} {}", loss(0.95), loss(1.0), loss(1.05));
     }
 

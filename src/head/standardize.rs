@@ -4,7 +4,7 @@ use ndarray::{ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
 /// Rows whose moments one task takes.
-const BLOCK_ROWS: usize = 1024;
+pub(super) const BLOCK_ROWS: usize = 1024;
 
 /// Mean and standard deviation of each feature, `[D]` each; a row is used as `(x - mean) / std`.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,13 +19,7 @@ impl Standardization {
     /// Takes the moments of the listed rows in f64. Block moments are merged in order, so the bits do not depend on the
     /// number of threads; two passes a block, so that a large mean does not swallow a small deviation.
     pub(super) fn estimate(x: ArrayView2<'_, f32>, rows: &[usize]) -> Self {
-        let blocks: Vec<Moments> = rows.par_chunks(BLOCK_ROWS).map(|rows| Moments::of(x, rows)).collect();
-        let all = blocks.into_iter().fold(Moments::none(x.ncols()), Moments::merge);
-        let std = all.squares.iter().map(|squares| {
-            let std = (squares / all.rows.max(1.0)).sqrt() as f32;
-            if std.is_normal() { std } else { 1.0 }
-        });
-        Self { std: std.collect(), mean: all.mean.iter().map(|&mean| mean as f32).collect() }
+        Moments::none(x.ncols()).and(x, rows).standardization()
     }
 
     /// Standardizes one row in place.
@@ -38,15 +32,29 @@ impl Standardization {
 }
 
 /// Count, mean and sum of squared deviations.
-struct Moments {
+pub(super) struct Moments {
     rows: f64,
     mean: Vec<f64>,
     squares: Vec<f64>,
 }
 
 impl Moments {
-    fn none(width: usize) -> Self {
+    pub(super) fn none(width: usize) -> Self {
         Self { rows: 0.0, mean: vec![0.0; width], squares: vec![0.0; width] }
+    }
+
+    /// Those of more rows; parts of whole blocks give the same bits as all in one.
+    pub(super) fn and(self, x: ArrayView2<'_, f32>, rows: &[usize]) -> Self {
+        let blocks: Vec<Self> = rows.par_chunks(BLOCK_ROWS).map(|rows| Self::of(x, rows)).collect();
+        blocks.into_iter().fold(self, Self::merge)
+    }
+
+    pub(super) fn standardization(self) -> Standardization {
+        let std = self.squares.iter().map(|squares| {
+            let std = (squares / self.rows.max(1.0)).sqrt() as f32;
+            if std.is_normal() { std } else { 1.0 }
+        });
+        Standardization { std: std.collect(), mean: self.mean.iter().map(|&mean| mean as f32).collect() }
     }
 
     fn of(x: ArrayView2<'_, f32>, rows: &[usize]) -> Self {

@@ -6,23 +6,14 @@ use rayon::prelude::*;
 
 use super::dense::{BLOCK_ROWS, Dense};
 use super::fit::{Problem, Weights};
+use super::part::Part;
 use crate::evaluate::{argmax, log_sum_exp};
 use crate::run::EpochRecord;
 
-/// Loss and accuracy of a layer over some rows, in parallel, summed in the order of the rows.
+/// Loss and accuracy of a layer over some rows.
 pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tally {
-    let blocks = rows.par_chunks(BLOCK_ROWS).map(|rows| {
-        let mut logits = vec![0.0; rows.len() * problem.classes];
-        layer.logits_into(&problem.features, rows, &mut logits);
-        let mut block = Tally::default();
-        for (logits, &row) in logits.chunks_exact(problem.classes).zip(rows) {
-            let label = problem.labels[row];
-            block.count(log_sum_exp(logits) - f64::from(logits[label]), argmax(logits) == label);
-        }
-        block
-    });
     let mut all = Tally::default();
-    blocks.collect::<Vec<_>>().iter().for_each(|block| all.add(block));
+    all.score(layer, &Part { features: problem.features.shorter(), labels: problem.labels, order: rows });
     all
 }
 
@@ -51,6 +42,23 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Adds loss and accuracy of a layer over rows, in parallel, summed in their order. Parts of whole blocks give the same bits
+    /// as all in one.
+    pub(super) fn score(&mut self, layer: &Dense, part: &Part<'_>) {
+        let classes = layer.classes();
+        let blocks = part.order.par_chunks(BLOCK_ROWS).map(|rows| {
+            let mut logits = vec![0.0; rows.len() * classes];
+            layer.logits_into(&part.features, rows, &mut logits);
+            let mut block = Tally::default();
+            for (logits, &row) in logits.chunks_exact(classes).zip(rows) {
+                let label = part.labels[row];
+                block.count(log_sum_exp(logits) - f64::from(logits[label]), argmax(logits) == label);
+            }
+            block
+        });
+        blocks.collect::<Vec<_>>().iter().for_each(|block| self.add(block));
+    }
+
     pub(super) fn count(&mut self, loss: f64, right: bool) {
         self.rows += 1;
         self.loss += loss;

@@ -7,6 +7,7 @@ use ndarray::Axis;
 use serde::Serialize;
 
 use super::fit::{Rows, labelled};
+use super::streamed::in_memory;
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate::{argmax, mean_interval, wilson_interval};
 use crate::events::{Event, Unit};
@@ -46,6 +47,7 @@ pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metri
     const TASK: &str = "nearest neighbours";
     let params = &pipeline.settings.head;
     let store = Store::open(&pipeline.features)?;
+    in_memory(&store, params, "--baselines", "")?;
     let rows = Rows::load(&store, params.split)?;
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;
@@ -106,6 +108,7 @@ pub fn few_shots(
 ) -> Result<Vec<Shots>, PipelineError> {
     let params = &pipeline.settings.head;
     let store = Store::open(&pipeline.features)?;
+    in_memory(&store, params, "--shots", "")?;
     let rows = Rows::load(&store, params.split)?;
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;

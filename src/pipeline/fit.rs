@@ -1,17 +1,21 @@
 //! Stage 2 of a pipeline: it opens the feature store and the run directory, nothing else.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::extract::StageOutcome;
-use super::score::{Kept, Outcome, Scores, logits};
+use super::outcome::{Kept, Outcome, PREDICTIONS};
+use super::scoring::{Scoring, all};
+use super::streamed::{Features, Plan, is_streamed};
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::events::Event;
-use crate::head::{self, Checkpoints, Examples, Head, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _, Solver};
+use crate::head::{
+    self, Checkpoints, Examples, Head, HeadError, HeadParams, HeadValidParams, HoldOut, OnEpoch, ParamGuard as _, Solver,
+};
 use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, RunDir, SplitRecord};
-use crate::store::{SplitFeatures, Store};
+use crate::store::{SplitFeatures, Store, StoreError};
 
 /// What stage 2 leaves.
 #[derive(Clone, Debug)]
@@ -42,112 +46,128 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     }
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
-    let manifest = store.manifest();
+    let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key };
     let started = Instant::now();
-    let rows = Rows::load(&store, params.split)?;
-    let load_seconds = started.elapsed().as_secs_f64();
-    let division = rows.divide(&store, params)?;
-    for warning in &division.warnings {
-        (context.observe)(Event::Warned(warning.clone()));
-    }
-    let classes = &manifest.classes;
-    (context.observe)(Event::Noted(format!(
-        "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
-        manifest.dimension,
-        classes.len(),
-        params.solver,
-        division.train.len(),
-        division.holdout.len(),
-        division.kind
-    )));
-    let mut stopped = false;
-    let mut watch = |record: &EpochRecord| {
-        let flow = on_epoch(record);
-        stopped = flow.is_break();
-        flow
+    let metrics = if is_streamed(&store, params)? {
+        let rows = Rows::gather(&store, params.split, |splits| store.stream(splits))?;
+        stage.fit(&rows, started.elapsed(), on_epoch)?
+    } else {
+        let rows = Rows::load(&store, params.split)?;
+        stage.fit(&rows, started.elapsed(), on_epoch)?
     };
-    let checkpoint = run.file(Checkpoints::FILE);
-    let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
-    let started = Instant::now();
-    let fitted = context.stoppable(|| {
-        let examples = rows.examples(&division.train, &division.holdout, classes);
-        head::fit_resumable(&checked, &examples, &mut checkpoints, &mut watch)
-    });
-    let fit_seconds = started.elapsed().as_secs_f64();
-    let fitted = fitted.map_err(|error| rows.name(error))?;
-    let epochs = fitted.history.len();
-    if stopped && params.solver == Solver::Adam {
-        let (of, path) = (params.epochs, checkpoint.display());
-        return Err(
-            Interrupted(format!("stopped after epoch {epochs} of {of}; the same command goes on from there ({path})")).into()
-        );
-    }
-    if stopped {
-        return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
-    }
-    if let Some(best) = fitted.best_epoch {
-        let end = if epochs < params.epochs { "stopped early, after" } else { "all epochs run:" };
-        (context.observe)(Event::Noted(format!(
-            "fit-head  {end} epoch {epochs} of {}; the head is that of epoch {best}",
-            params.epochs
-        )));
-    }
-    let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
-    for warning in &fitted.warnings {
-        (context.observe)(Event::Warned(warning.clone()));
-    }
-    let head = fitted.head.with_store_key(&manifest.key);
-
-    let mut scores = Scores::of(classes);
-    let mut score = |features: &SplitFeatures, rows: &[usize], name| {
-        let logits = logits(&head, features, rows)?;
-        scores.add(name, features, rows, logits)
-    };
-    let train = score(&rows.fitting, &division.train, "train")?;
-    let validation = score(&rows.fitting, &division.holdout, "validation")?;
-    let test = match &rows.test {
-        Some(test) => score(test, &(0..test.ids.len()).collect::<Vec<_>>(), "test")?,
-        None => None,
-    };
-    if validation.is_none() && test.is_none() {
-        let remedy =
-            if params.validation_split > 0.0 { "add images, two or more of a class" } else { "set head.validation_split" };
-        (context.observe)(Event::Warned(format!(
-            "nothing is scored on images that the head has not seen: no row is held out, and there is no labelled test split; \
-             {remedy}, or add a test split"
-        )));
-    }
-    let metrics = Metrics {
-        schema: METRICS_SCHEMA,
-        store_key: manifest.key.clone(),
-        fit_key,
-        solver: params.solver.to_string(),
-        epochs: fitted.history.last().map_or(0, |record| record.epoch),
-        best_epoch: fitted.best_epoch,
-        fit_seconds,
-        load_seconds,
-        features: manifest.dimension,
-        classes: classes.clone(),
-        split: SplitRecord {
-            kind: division.kind,
-            fraction: params.validation_split,
-            train: division.train.len(),
-            holdout: division.holdout.len(),
-        },
-        train,
-        validation,
-        test,
-        temperature: scores.temperature,
-        l2: fitted.l2,
-        sweep: None,
-        update: None,
-        baselines: Vec::new(),
-        head: settings,
-    };
-    let kept = fitted.ridge.as_ref().map(|ridge| Kept::of(ridge, fitted.l2, &store, &rows, &division.train)).transpose()?;
-    let predictions = &scores.predictions;
-    Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(&run, pipeline)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
+}
+
+/// What a fit works with, but its rows.
+struct Stage<'a> {
+    pipeline: &'a Pipeline,
+    context: &'a Context<'a>,
+    store: &'a Store,
+    run: &'a RunDir,
+    params: &'a HeadValidParams,
+    settings: serde_json::Value,
+    fit_key: String,
+}
+
+impl Stage<'_> {
+    /// Fits, scores, and writes the run.
+    fn fit<F: Features>(self, rows: &Rows<F>, loaded: Duration, on_epoch: OnEpoch<'_>) -> Result<Metrics, PipelineError> {
+        let Self { pipeline, context, store, run, params, settings, fit_key } = self;
+        let manifest = store.manifest();
+        let division = rows.divide(store, params)?;
+        for warning in &division.warnings {
+            (context.observe)(Event::Warned(warning.clone()));
+        }
+        let classes = &manifest.classes;
+        (context.observe)(Event::Noted(format!(
+            "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
+            manifest.dimension,
+            classes.len(),
+            params.solver,
+            division.train.len(),
+            division.holdout.len(),
+            division.kind
+        )));
+        let mut stopped = false;
+        let mut watch = |record: &EpochRecord| {
+            let flow = on_epoch(record);
+            stopped = flow.is_break();
+            flow
+        };
+        let checkpoint = run.file(Checkpoints::FILE);
+        let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
+        let started = Instant::now();
+        let plan = Plan { params, train: &division.train, holdout: &division.holdout, classes };
+        let fitted = context.stoppable(|| rows.fitting.fit(&plan, &mut checkpoints, &mut watch));
+        let fit_seconds = started.elapsed().as_secs_f64();
+        let fitted = fitted.map_err(|error| rows.name(error))?;
+        let epochs = fitted.history.len();
+        if stopped && params.solver == Solver::Adam {
+            let (of, path) = (params.epochs, checkpoint.display());
+            return Err(Interrupted(format!(
+                "stopped after epoch {epochs} of {of}; the same command goes on from there ({path})"
+            ))
+            .into());
+        }
+        if stopped {
+            return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
+        }
+        if let Some(best) = fitted.best_epoch {
+            let end = if epochs < params.epochs { "stopped early, after" } else { "all epochs run:" };
+            (context.observe)(Event::Noted(format!(
+                "fit-head  {end} epoch {epochs} of {}; the head is that of epoch {best}",
+                params.epochs
+            )));
+        }
+        let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
+        fitted.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
+        let head = fitted.head.with_store_key(&manifest.key);
+
+        let mut scoring = Scoring::begin(run, PREDICTIONS, classes)?;
+        let train = scoring.head(&head, "train", &rows.fitting, &division.train)?;
+        let validation = scoring.head(&head, "validation", &rows.fitting, &division.holdout)?;
+        let test = rows.test.as_ref().map(|test| scoring.head(&head, "test", test, &all(test))).transpose()?.flatten();
+        if validation.is_none() && test.is_none() {
+            let remedy =
+                if params.validation_split > 0.0 { "add images, two or more of a class" } else { "set head.validation_split" };
+            (context.observe)(Event::Warned(format!(
+                "nothing is scored on images that the head has not seen: no row is held out, and there is no labelled test split; \
+             {remedy}, or add a test split"
+            )));
+        }
+        let metrics = Metrics {
+            schema: METRICS_SCHEMA,
+            store_key: manifest.key.clone(),
+            fit_key,
+            solver: params.solver.to_string(),
+            epochs: fitted.history.last().map_or(0, |record| record.epoch),
+            best_epoch: fitted.best_epoch,
+            fit_seconds,
+            load_seconds: loaded.as_secs_f64(),
+            features: manifest.dimension,
+            classes: classes.clone(),
+            split: SplitRecord {
+                kind: division.kind,
+                fraction: params.validation_split,
+                train: division.train.len(),
+                holdout: division.holdout.len(),
+            },
+            train,
+            validation,
+            test,
+            temperature: scoring.temperature,
+            l2: fitted.l2,
+            sweep: None,
+            update: None,
+            baselines: Vec::new(),
+            head: settings,
+        };
+        let ridge = fitted.ridge.as_ref();
+        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, store, run, rows, &division.train)).transpose()?;
+        let predictions = scoring.predictions;
+        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, pipeline)?;
+        Ok(metrics)
+    }
 }
 
 /// Says what a store in slices lacks.
@@ -185,14 +205,14 @@ pub(super) fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// The rows in memory: those to fit on with those held out, and those to score at the end.
-pub(super) struct Rows {
-    pub(super) fitting: SplitFeatures,
+/// The rows: those to fit on with those held out, and those to score at the end.
+pub(super) struct Rows<F = SplitFeatures> {
+    pub(super) fitting: F,
     /// Splits that `fitting` is of.
     pub(super) splits: Vec<&'static str>,
     /// Rows of `fitting` that the source itself sets aside for validation.
     validation: Range<usize>,
-    pub(super) test: Option<SplitFeatures>,
+    pub(super) test: Option<F>,
 }
 
 /// Which rows of `Rows::fitting` are for what.
@@ -241,30 +261,41 @@ pub(super) fn divide(
 }
 
 impl Rows {
-    /// Loads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
+    /// Loads what the fit needs into memory.
     pub(super) fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
-        let splits = fitting_splits(store, asked);
-        let fitting = store.load(&splits)?;
-        let first = if splits.len() > 1 { store.manifest().rows("train") } else { fitting.ids.len() };
-        let validation = first..fitting.ids.len();
-        let test = if has(store, "test") { Some(store.load(&["test"])?) } else { None };
-        Ok(Self { fitting, splits, validation, test })
-    }
-
-    pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
-        divide(store, params, &self.fitting.ids, &self.fitting.labels, self.validation.clone())
+        Self::gather(store, asked, |splits| store.load(splits))
     }
 
     /// What a head is fitted on, of these rows of `fitting`.
     pub(super) fn examples<'a>(&'a self, train: &'a [usize], holdout: &'a [usize], classes: &'a [String]) -> Examples<'a> {
         Examples { x: self.fitting.embeddings.view(), labels: &self.fitting.labels, train, holdout, classes }
     }
+}
+
+impl<F: Features> Rows<F> {
+    /// Reads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
+    fn gather(
+        store: &Store,
+        asked: Option<HoldOut>,
+        read: impl Fn(&[&str]) -> Result<F, StoreError>,
+    ) -> Result<Self, PipelineError> {
+        let splits = fitting_splits(store, asked);
+        let fitting = read(&splits)?;
+        let first = if splits.len() > 1 { store.manifest().rows("train") } else { fitting.ids().len() };
+        let validation = first..fitting.ids().len();
+        let test = if has(store, "test") { Some(read(&["test"])?) } else { None };
+        Ok(Self { fitting, splits, validation, test })
+    }
+
+    pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
+        divide(store, params, self.fitting.ids(), self.fitting.labels(), self.validation.clone())
+    }
 
     /// Puts the image's id into an error that knows its row alone.
     pub(super) fn name(&self, error: HeadError) -> PipelineError {
         match error {
             HeadError::NotFinite { row, .. } => {
-                PipelineError::BadFeatures { id: self.fitting.ids.get(row).cloned().unwrap_or_default() }
+                PipelineError::BadFeatures { id: self.fitting.ids().get(row).cloned().unwrap_or_default() }
             }
             other => other.into(),
         }

@@ -4,10 +4,12 @@ mod compare;
 mod extract;
 mod extras;
 mod fit;
+mod outcome;
 mod proof;
 mod report;
-mod score;
+mod scoring;
 mod settings;
+mod streamed;
 mod sweep;
 mod update;
 

@@ -13,13 +13,15 @@ use serde_json::Value;
 
 use super::extract::StageOutcome;
 use super::fit::{Fit, Rows, fit_key, warn_of_missing};
-use super::score::{Kept, Outcome as Written, Scores, logits};
+use super::outcome::{Kept, Outcome as Written, PREDICTIONS};
+use super::scoring::{Scoring, all as every, logits};
+use super::streamed::in_memory;
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate;
 use crate::events::{Event, Unit};
 use crate::head::{self, Fitted, HeadError, HeadParams, ParamGuard as _, Solver, Split};
 use crate::run::{METRICS_SCHEMA, Metrics, RunDir, SplitRecord, SweepRecord, Trial};
-use crate::store::{SplitFeatures, Store};
+use crate::store::Store;
 
 /// Candidates above this are a slip of the finger.
 const MOST_CANDIDATES: usize = 10_000;
@@ -190,6 +192,7 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
+    in_memory(&store, base, "--sweep", "")?;
     let started = Instant::now();
     let rows = Rows::load(&store, base.split)?;
     let load_seconds = started.elapsed().as_secs_f64();
@@ -287,21 +290,11 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     fitted.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
     let head = fitted.head.with_store_key(&store.manifest().key);
 
-    let mut scores = Scores::of(classes);
-    let mut score = |features: &SplitFeatures, rows: &[usize], name| {
-        let logits = logits(&head, features, rows)?;
-        scores.add(name, features, rows, logits)
-    };
+    let mut scoring = Scoring::begin(&run, PREDICTIONS, classes)?;
     let train_rows = if plan.folds.is_some() { &[][..] } else { &division.train };
-    let train = score(&rows.fitting, train_rows, "train")?;
-    let validation = scores.add("validation", &rows.fitting, &held, outcome.logits)?;
-    let test = match &rows.test {
-        Some(test) => {
-            let every: Vec<usize> = (0..test.ids.len()).collect();
-            scores.add("test", test, &every, logits(&head, test, &every)?)?
-        }
-        None => None,
-    };
+    let train = scoring.head(&head, "train", &rows.fitting, train_rows)?;
+    let validation = scoring.logits(outcome.logits, "validation", &rows.fitting, &held)?;
+    let test = rows.test.as_ref().map(|test| scoring.head(&head, "test", test, &every(test))).transpose()?.flatten();
     let settings = serde_json::to_value(&params).unwrap_or_default();
     let metrics = Metrics {
         schema: METRICS_SCHEMA,
@@ -319,7 +312,7 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
         train,
         validation,
         test,
-        temperature: scores.temperature,
+        temperature: scoring.temperature,
         l2: fitted.l2,
         sweep: Some(SweepRecord { candidates: candidates.len(), folds: plan.folds, reason, trials }),
         update: None,
@@ -328,8 +321,8 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     };
     let mut resolved = pipeline.clone();
     resolved.settings.head = params;
-    let kept = fitted.ridge.as_ref().map(|ridge| Kept::of(ridge, fitted.l2, &store, &rows, &all)).transpose()?;
-    let predictions = &scores.predictions;
+    let kept = fitted.ridge.as_ref().map(|ridge| Kept::of(ridge, fitted.l2, &store, &run, &rows, &all)).transpose()?;
+    let predictions = scoring.predictions;
     Written { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(&run, &resolved)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
 }

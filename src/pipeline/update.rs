@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::extract::StageOutcome;
 use super::fit::{Fit, divide, fit_head, fit_key, fitting_splits, warn_of_missing};
-use super::score::{Kept, Outcome, Scores, logits, trained_rows};
+use super::outcome::{Kept, Outcome, PREDICTIONS, trained_rows};
+use super::scoring::{Scoring, all};
 use super::{Context, Pipeline, PipelineError};
 use crate::events::Event;
 use crate::head::{self, Change, HeadParams, Origin, Statistics};
@@ -32,7 +33,9 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     }
     let params: HeadParams = serde_json::from_value(metrics.head.clone())
         .map_err(|error| refused(format!("{}: {error}; fit the head again without --update", run.path().display())))?;
-    if metrics.sweep.is_none() && params != pipeline.settings.head {
+    // How much memory a fit may take says nothing of the head.
+    let asked = HeadParams { memory: params.memory, ..pipeline.settings.head.clone() };
+    if metrics.sweep.is_none() && params != asked {
         let reason =
             "an update keeps the settings of the run, and these are others; leave the flags out, or fit without --update";
         return Err(refused(reason.into()));
@@ -90,14 +93,13 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
         holdout.len()
     )));
 
-    let mut scores = Scores::of(classes);
-    let mut score = |features: &SplitFeatures, name| {
-        let rows: Vec<usize> = (0..features.ids.len()).collect();
-        scores.add(name, features, &rows, logits(&head, features, &rows)?)
-    };
-    let validation = score(&held, "validation")?;
+    let mut scoring = Scoring::begin(&run, PREDICTIONS, classes)?;
+    let validation = scoring.head(&head, "validation", &held, &all(&held))?;
     let test = match manifest.splits().iter().any(|split| split == "test") {
-        true => score(&store.load(&["test"])?, "test")?,
+        true => {
+            let test = store.load(&["test"])?;
+            scoring.head(&head, "test", &test, &all(&test))?
+        }
         false => None,
     };
     let settings = serde_json::to_value(&params).unwrap_or_default();
@@ -109,7 +111,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
         classes: classes.clone(),
         split: SplitRecord { train: train.len(), holdout: holdout.len(), ..metrics.split },
         train: None,
-        temperature: scores.temperature,
+        temperature: scoring.temperature,
         update: Some(record),
         baselines: Vec::new(),
         validation,
@@ -123,7 +125,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let kept = Some(Kept { statistics: &statistics, rows, origin, path: &[], left_out: None });
     let mut resolved = pipeline.clone();
     resolved.settings.head = params;
-    Outcome { head: &head, history: &history, predictions: &scores.predictions, metrics: &metrics, kept }
+    Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept }
         .write(&run, &resolved)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
 }

@@ -15,6 +15,12 @@ struct Fixture {
     run: RunDir,
 }
 
+fn write_predictions(run: &RunDir, predictions: &Predictions, classes: usize) {
+    let mut writer = run.predictions("predictions.parquet", classes).unwrap();
+    writer.add(predictions.clone()).unwrap();
+    writer.keep().unwrap();
+}
+
 fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let run = RunDir::new(folder.path().join("run"));
@@ -29,7 +35,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         let other = (1.0 - confidence) / (width.max(2) - 1) as f32;
         predictions.probabilities.extend((0..width).map(|class| if class == answer { confidence } else { other }));
     }
-    run.write_predictions("predictions.parquet", &predictions, width).unwrap();
+    write_predictions(&run, &predictions, width);
     let score = |split: &str| {
         let labelled: Vec<_> = rows.iter().filter(|row| row.0 == split && row.1.is_some()).collect();
         let correct = labelled.iter().filter(|row| row.1 == i32::try_from(row.2).ok()).count();
@@ -186,12 +192,12 @@ fn a_label_within_the_first_three_counts_in_top_3() {
         predicted: vec![0; 4],
         probabilities: [0.4_f32, 0.3, 0.2, 0.1].repeat(4),
     };
-    folder.run.write_predictions("predictions.parquet", &predictions, 4).unwrap();
+    write_predictions(&folder.run, &predictions, 4);
     let top = |folder: &Fixture| folder.report().1.facts.splits[0].top.clone();
     assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
     // Of equal probabilities the lower index comes first, as in `predicted`.
     predictions.probabilities = vec![0.25; 16];
-    folder.run.write_predictions("predictions.parquet", &predictions, 4).unwrap();
+    write_predictions(&folder.run, &predictions, 4);
     assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
 }
 

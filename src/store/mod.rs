@@ -13,13 +13,17 @@
 //! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
 //! shard in hand; the next one finds every recorded row by its id and content hash.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod index;
 mod key;
 mod manifest;
+mod pages;
 mod quarantine;
 mod reader;
 mod shard;
 mod slices;
+mod stream;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +35,7 @@ pub use quarantine::Quarantined;
 pub use reader::{Place, SplitFeatures, Store};
 pub use shard::Row;
 pub use slices::slice_folder;
+pub use stream::StreamedFeatures;
 pub use writer::{Embedding, StoreWriter, Target};
 
 /// Version of the store's layout; part of the key.

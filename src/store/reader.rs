@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Manifest, Quarantined, Row, ShardRecord, StoreError, quarantine, shard, slices};
+use super::{Manifest, Quarantined, Row, ShardRecord, StoreError, pages, quarantine, shard, slices};
 
 /// A finished feature store.
 #[derive(Clone, Debug)]
@@ -93,15 +93,7 @@ impl Store {
     /// # Errors
     /// When a split is not there, or a shard is damaged.
     pub fn load(&self, splits: &[&str]) -> Result<SplitFeatures, StoreError> {
-        let mut shards: Vec<&ShardRecord> = Vec::new();
-        for split in splits {
-            let before = shards.len();
-            shards.extend(self.manifest.shards.iter().filter(|shard| shard.split == *split));
-            if shards.len() == before {
-                let present = self.manifest.splits();
-                return Err(StoreError::NoSplit { dir: self.dir.clone(), split: (*split).into(), present });
-            }
-        }
+        let shards = self.shards(splits)?;
         let dimension = self.manifest.dimension;
         let rows: usize = shards.iter().map(|shard| shard.rows).sum();
         let mut values = vec![0.0_f32; rows * dimension];
@@ -117,7 +109,7 @@ impl Store {
             .zip(places)
             .map(|(record, place)| {
                 let content = shard::read(&self.dir, record)?;
-                shard::embeddings(&self.dir, record, &content, dimension, place)?;
+                pages::embeddings(&self.dir.join(&record.file), record, &content, dimension, place)?;
                 shard::rows(&self.dir, record, content)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -176,7 +168,7 @@ impl Store {
             let record = self.record(shard);
             let mut values = vec![0.0; record.rows * dimension];
             let content = shard::read(&self.dir, record)?;
-            shard::embeddings(&self.dir, record, &content, dimension, &mut values)?;
+            pages::embeddings(&self.dir.join(&record.file), record, &content, dimension, &mut values)?;
             for (mut out, place) in found.rows_mut().into_iter().zip(places).filter(|(_, place)| place.shard == shard) {
                 out.iter_mut().zip(&values[place.row * dimension..][..dimension]).for_each(|(out, value)| *out = *value);
             }
@@ -188,6 +180,20 @@ impl Store {
     fn record(&self, shard: usize) -> &ShardRecord {
         let live = &self.manifest.shards;
         live.get(shard).unwrap_or_else(|| &self.manifest.removed[shard - live.len()])
+    }
+
+    /// The shards of some splits, one split after the other.
+    pub(super) fn shards(&self, splits: &[&str]) -> Result<Vec<&ShardRecord>, StoreError> {
+        let mut shards: Vec<&ShardRecord> = Vec::new();
+        for split in splits {
+            let before = shards.len();
+            shards.extend(self.manifest.shards.iter().filter(|shard| shard.split == *split));
+            if shards.len() == before {
+                let present = self.manifest.splits();
+                return Err(StoreError::NoSplit { dir: self.dir.clone(), split: (*split).into(), present });
+            }
+        }
+        Ok(shards)
     }
 
     /// The images that could not be used.

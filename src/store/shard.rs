@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float32Array, Int32Array, StringArray};
-use arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -218,35 +218,4 @@ pub(super) fn rows(dir: &Path, record: &ShardRecord, content: impl ChunkReader +
         return Err(StoreError::damaged(&path, format!("{} rows, {} recorded", rows.len(), record.rows)));
     }
     Ok(rows)
-}
-
-/// Copies a shard's embeddings into `out`, row-major `[rows, D]`.
-pub(super) fn embeddings(
-    dir: &Path,
-    record: &ShardRecord,
-    content: &Bytes,
-    dimension: usize,
-    out: &mut [f32],
-) -> Result<(), StoreError> {
-    let path = dir.join(&record.file);
-    let mut filled = 0;
-    for batch in reader(&path, content.clone(), &["embedding"], rows_per_group(dimension))? {
-        let batch = batch.map_err(|error| StoreError::damaged(&path, error))?;
-        let lists = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt().cloned());
-        let lists = lists.ok_or_else(|| StoreError::damaged(&path, "no column `embedding` of fixed-size lists"))?;
-        let values = lists.values().as_primitive_opt::<Float32Type>();
-        let values = values.ok_or_else(|| StoreError::damaged(&path, "embeddings that are not float32"))?.values();
-        if usize::try_from(lists.value_length()).ok() != Some(dimension) || lists.null_count() > 0 {
-            return Err(StoreError::damaged(&path, format!("embeddings that are not {dimension} values each")));
-        }
-        let Some(place) = out.get_mut(filled..filled + values.len()) else {
-            return Err(StoreError::damaged(&path, format!("more than the {} recorded rows", record.rows)));
-        };
-        place.copy_from_slice(values);
-        filled += values.len();
-    }
-    if filled != record.rows * dimension {
-        return Err(StoreError::damaged(&path, format!("{} rows, {} recorded", filled / dimension.max(1), record.rows)));
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
     Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord,
-    StoreError, quarantine, shard,
+    StoreError, pages, quarantine, shard,
 };
 
 /// What a store is to hold.
@@ -307,7 +307,7 @@ impl StoreWriter {
         let record = &self.old[shard];
         let mut values = vec![0.0; record.rows * self.manifest.dimension];
         let content = shard::read(&self.dir, record)?;
-        shard::embeddings(&self.dir, record, &content, self.manifest.dimension, &mut values)?;
+        pages::embeddings(&self.dir.join(&record.file), record, &content, self.manifest.dimension, &mut values)?;
         self.read.push((shard, values));
         Ok(&self.read[self.read.len() - 1].1)
     }
@@ -410,6 +410,7 @@ fn is_foreign(dir: &Path) -> Result<bool, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture::extraction;
     use super::super::{Store, key};
     use super::*;
 
@@ -420,33 +421,6 @@ mod tests {
             classes: vec!["cat".into(), "dog".into()],
             dimension: 3,
             source: SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false },
-        }
-    }
-
-    fn extraction() -> Extraction {
-        Extraction {
-            rows: 0,
-            new: 0,
-            changed: 0,
-            reused: 0,
-            removed: 0,
-            quarantined: 0,
-            seconds: 1.0,
-            startup_seconds: 0.0,
-            stages: super::super::StageSeconds::default(),
-            images_per_second: 0.0,
-            provider: "cpu".into(),
-            nodes: std::collections::BTreeMap::new(),
-            drift: None,
-            runtime: "1".into(),
-            threads: 1,
-            batch: 1,
-            model: "m".into(),
-            model_file: "m".into(),
-            model_sha256: "s".into(),
-            cut_reason: "r".into(),
-            splits: Vec::new(),
-            tlpipe: "0".into(),
         }
     }
 
