@@ -103,15 +103,11 @@ impl Plan {
         let mut points: Vec<BTreeMap<String, Value>> = vec![BTreeMap::new()];
         if let Some(draws) = self.draws {
             let mut rng = ChaCha8Rng::seed_from_u64(base.seed);
-            let mut draw = || -> BTreeMap<String, Value> {
-                let of = |axis: &Axis| match &axis.choices {
-                    Choices::Each(values) => values[rng.random_range(0..values.len())].clone(),
-                    Choices::Between(low, high) => Value::from(rounded((rng.random_range(low.ln()..high.ln())).exp())),
-                };
-                let mut of = of;
-                axes.iter().map(|axis| (axis.key.clone(), of(axis))).collect()
+            let mut draw = |axis: &Axis| match &axis.choices {
+                Choices::Each(values) => values[rng.random_range(0..values.len())].clone(),
+                Choices::Between(low, high) => Value::from(rounded(rng.random_range(low.ln()..high.ln()).exp())),
             };
-            points = (0..draws).map(|_| draw()).collect();
+            points = (0..draws).map(|_| axes.iter().map(|axis| (axis.key.clone(), draw(axis))).collect()).collect();
         } else {
             for axis in &axes {
                 let Choices::Each(values) = &axis.choices else {
@@ -390,7 +386,10 @@ fn groups(candidates: &[Candidate]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let without = |index: usize| HeadParams { l2: None, ..candidates[index].params.clone() };
     for (index, candidate) in candidates.iter().enumerate() {
-        let same = groups.iter_mut().find(|group| candidate.params.solver != Solver::Adam && without(group[0]) == without(index));
+        let is_of_path = |params: &HeadParams| params.solver != Solver::Adam && params.l2.is_some();
+        let same = groups.iter_mut().find(|group| {
+            is_of_path(&candidate.params) && is_of_path(&candidates[group[0]].params) && without(group[0]) == without(index)
+        });
         match same {
             Some(group) => group.push(index),
             None => groups.push(vec![index]),
