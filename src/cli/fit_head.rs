@@ -36,7 +36,7 @@ pub struct FitHeadArgs {
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(2..), requires = "sweep")]
     folds: Option<u32>,
     /// Bring the run's ridge head up to date with the feature store, reading only the rows that came, went or were relabelled.
-    #[arg(long, conflicts_with_all = ["sweep", "baselines", "shots"])]
+    #[arg(long, conflicts_with_all = ["sweep", "grid", "draws", "folds", "baselines", "shots"])]
     update: bool,
     /// Score classifiers that need no fitting beside the head: majority, nearest class mean, 20 nearest neighbours.
     #[arg(long)]

@@ -23,6 +23,9 @@ use crate::run::EpochRecord;
 /// An epoch whose mean loss is this many times the first batch's has diverged.
 const DIVERGED: f64 = 100.0;
 
+/// A training loss so many times that of a guess is worth a warning.
+const WORTHLESS: f64 = 3.0;
+
 /// Trains from the given weights, or from where a checkpoint left off.
 pub(super) fn solve(
     params: &HeadValidParams,
@@ -78,7 +81,16 @@ pub(super) fn solve(
     let best = early.and_then(|early| early.best);
     let best_epoch = best.as_ref().map(|best| best.epoch);
     let weights = best.map_or_else(|| Weights::unpack(&training.layer), |best| best.weights);
-    Ok(Solved { best_epoch, resumed_after, ..Solved::new(weights, history, params.l2()) })
+    let chance = (training.layer.classes() as f64).ln();
+    let warnings = history.last().filter(|last| last.loss > WORTHLESS * chance).map(|last| {
+        format!(
+            "the training loss ended at {:.3}, far above that of a guess ({chance:.3}): the features are too large for this learning rate; \
+             set head.standardize = true, or lower head.learning_rate",
+            last.loss
+        )
+    });
+    let warnings = warnings.into_iter().collect();
+    Ok(Solved { best_epoch, resumed_after, warnings, ..Solved::new(weights, history, params.l2()) })
 }
 
 /// What changes from step to step, and what it follows.

@@ -33,7 +33,7 @@ pub enum HeadError {
         rows: usize,
     },
     /// A row has no label, or one that is no class.
-    #[error("row {row}: label {label:?} is not one of the {classes} classes (0 to {}); correct the label or the class list", .classes.saturating_sub(1))]
+    #[error("row {row}: label {} is not one of the {classes} classes (0 to {}); correct the label or the class list", .label.map_or_else(|| "(none)".to_owned(), |label| label.to_string()), .classes.saturating_sub(1))]
     Label {
         /// The row.
         row: usize,

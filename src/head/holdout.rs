@@ -252,8 +252,8 @@ mod tests {
         assert!(refused(0.9, &labels).contains("lower head.validation_split"));
         assert!(refused(0.2, &[]).contains("no row is left"));
         assert!(refused(1.0, &labels).contains("validation_split = 1"));
-        assert!(refused(0.2, &[Some(0), Some(2)]).starts_with("row 1: label Some(2)"));
-        assert!(refused(0.2, &[Some(-1), Some(0)]).starts_with("row 0: label Some(-1)"));
+        assert!(refused(0.2, &[Some(0), Some(2)]).starts_with("row 1: label 2"));
+        assert!(refused(0.2, &[Some(-1), Some(0)]).starts_with("row 0: label -1"));
         let error = hold_out(&rule(HoldOut::Tail, 0.2), &ids(3), &labels, &names(2)).unwrap_err();
         assert!(matches!(error, HeadError::Size { found: 3, expected: 2, .. }));
     }

@@ -75,7 +75,7 @@ pub(super) fn path(
             parts: Vec::new(),
             found: Tally::default(),
         };
-        let limits = Limits { tolerance: params.tolerance(), iterations: params.max_iterations() };
+        let limits = Limits { tolerance: params.tolerance(), convexity: l2, iterations: params.max_iterations() };
         let mut history = Vec::new();
         let mut stopped = false;
         let minimum = minimize(&mut objective, &mut point, limits, |iteration, objective| {
@@ -92,8 +92,13 @@ pub(super) fn path(
                     reason: "the loss is not finite; the features are too large for f32: set head.standardize = true".into(),
                 });
             }
-            End::Iterations | End::Noise if minimum.slope > 10.0 * limits.tolerance => vec![format!(
-                "lbfgs ended after {} iterations with a gradient of {:.1e}, above head.tolerance = {:.0e}; {}",
+            _ if l2 == 0.0 && objective.found.accuracy() >= 1.0 => vec![
+                "every training row is right and nothing holds the weights: they have no best value, and where lbfgs ended says little of \
+                 new images; set head.l2 above 0"
+                    .to_owned(),
+            ],
+            End::Iterations | End::Noise if minimum.slope > 10.0 * limits.tolerance || minimum.excess > 0.01 => vec![format!(
+                "lbfgs ended after {} iterations with a gradient of {:.1e} (head.tolerance = {:.0e}); {}",
                 minimum.iterations,
                 minimum.slope,
                 limits.tolerance,
@@ -115,6 +120,20 @@ pub(super) fn path(
         }
     }
     Ok(solved)
+}
+
+/// Largest entry of the objective's gradient at given weights.
+pub(super) fn slope(problem: &Problem<'_>, weights: &Weights, l2: f64) -> f64 {
+    let target = Target::new(0.0, vec![1.0; problem.classes]);
+    let features = problem.features.shorter();
+    let task = Task { features, labels: problem.labels, target: &target, learning_rate: 0.0, weight_decay: 0.0, l2 };
+    let layer = weights.pack();
+    let mut parts = Vec::new();
+    gather(&mut parts, &layer, &task, problem.train, shares(problem.train.len(), layer.kernel.len()));
+    let mut kernel: Vec<f64> = weights.kernel.iter().map(|&weight| l2 * f64::from(weight)).collect();
+    let mut bias = vec![0.0; problem.classes];
+    parts.iter().for_each(|part| part.add_to(&layer, &mut kernel, &mut bias));
+    kernel.into_iter().fold(0.0, |most, value| most.max(value.abs()))
 }
 
 fn weights(point: &[f64], features: usize, classes: usize) -> Weights {

@@ -15,12 +15,15 @@ use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::fit::{OnEpoch, Problem, Solved, Weights};
-use super::lbfgs::UNSEEN;
+use super::lbfgs::{UNSEEN, slope};
 use super::tally::closed_record;
 use super::{HeadError, HeadValidParams};
 
 /// Norm of the mean gradient at which the fit is done.
 const TOLERANCE: f64 = 1e-6;
+
+/// Largest entry of the gradient above which the answer is not the optimum.
+const UNCONVERGED: f64 = 1e-4;
 
 /// By how much rounding to f32 may raise the training loss.
 const SLACK: f64 = 1e-5;
@@ -64,7 +67,15 @@ pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: O
     }
     // There is nothing left to break off.
     let _ = on_epoch(&record);
-    Ok(Solved::new(weights, vec![record], params.l2()))
+    let slope = slope(problem, &weights, params.l2());
+    let warnings = (slope > UNCONVERGED).then(|| {
+        format!(
+            "linfa-logistic ended by a rule of its own with a gradient of {slope:.1e}, not at the optimum; raise head.l2, or use \
+             head.solver = \"lbfgs\""
+        )
+    });
+    let warnings = warnings.into_iter().collect();
+    Ok(Solved { warnings, ..Solved::new(weights, vec![record], params.l2()) })
 }
 
 /// Zero kernel, and the bias that is best for it: from a zero bias the first step of an unbalanced set is along the bias, far

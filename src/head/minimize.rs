@@ -27,8 +27,12 @@ pub(super) trait Objective {
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Largest entry of the gradient at which the minimum is found.
+    /// Largest entry of the gradient at which the minimum is found, and a third of the share of the objective by which its value
+    /// may lie above the least one.
     pub(super) tolerance: f64,
+    /// The objective less this times half the squared norm of the point is convex: a gradient `g` bounds the value to within
+    /// `g² / (2 convexity)` of the least one. 0 where nothing is known.
+    pub(super) convexity: f64,
     pub(super) iterations: u64,
 }
 
@@ -38,6 +42,8 @@ pub(super) struct Minimum {
     pub(super) iterations: u64,
     /// Largest entry of the gradient.
     pub(super) slope: f64,
+    /// Share of the objective by which its value may lie above the least one; 0 where no bound is known.
+    pub(super) excess: f64,
     pub(super) end: End,
 }
 
@@ -80,7 +86,7 @@ pub(super) fn minimize<O: Objective>(
         if !(value.is_finite() && gradient.iter().all(|entry| entry.is_finite())) {
             break End::NotFinite;
         }
-        if largest(&gradient) <= limits.tolerance {
+        if largest(&gradient) <= limits.tolerance && limits.excess(value, &gradient) <= 3.0 * limits.tolerance {
             break End::Converged;
         }
         if iterations == limits.iterations {
@@ -118,7 +124,17 @@ pub(super) fn minimize<O: Objective>(
             break End::Stopped;
         }
     };
-    Minimum { iterations, slope: largest(&gradient), end }
+    Minimum { iterations, slope: largest(&gradient), excess: limits.excess(value, &gradient), end }
+}
+
+impl Limits {
+    fn excess(&self, value: f64, gradient: &[f64]) -> f64 {
+        if self.convexity > 0.0 {
+            dot(gradient, gradient) / (2.0 * self.convexity) / value.abs().max(f64::MIN_POSITIVE)
+        } else {
+            0.0
+        }
+    }
 }
 
 /// The two loops: minus the approximate inverse Hessian times the gradient.
@@ -239,7 +255,7 @@ mod tests {
     #[test]
     fn a_valley_that_is_not_convex_is_followed_to_its_end() {
         let mut point = vec![-1.2, 1.0, 3.0, -4.0];
-        let found = minimize(&mut Valley, &mut point, Limits { tolerance: 1e-6, iterations: 500 }, |_, _| GO_ON);
+        let found = minimize(&mut Valley, &mut point, Limits { tolerance: 1e-6, convexity: 0.0, iterations: 500 }, |_, _| GO_ON);
         assert_eq!(found.end, End::Converged);
         point.iter().for_each(|x| assert!((x - 1.0).abs() < 1e-5, "{point:?}"));
     }
@@ -248,7 +264,7 @@ mod tests {
     fn a_preconditioner_that_knows_the_curvature_needs_one_step() {
         let mut point = vec![0.0; 4];
         let mut bowl = Bowl(vec![1e-6, 1.0, 1e3, 1e9]);
-        let found = minimize(&mut bowl, &mut point, Limits { tolerance: 1e-9, iterations: 50 }, |_, _| GO_ON);
+        let found = minimize(&mut bowl, &mut point, Limits { tolerance: 1e-9, convexity: 0.0, iterations: 50 }, |_, _| GO_ON);
         assert!(found.end == End::Converged && found.iterations <= 2, "{found:?}");
         point.iter().enumerate().for_each(|(index, x)| assert!((x - (index + 1) as f64).abs() < 1e-6, "{point:?}"));
     }
@@ -266,10 +282,14 @@ mod tests {
                 },
             )
         };
-        let limits = Limits { tolerance: 1e-6, iterations: 3 };
+        let limits = Limits { tolerance: 1e-6, convexity: 0.0, iterations: 3 };
         assert_eq!((run(limits, 0).end, run(limits, 0).iterations), (End::Iterations, 3));
         assert_eq!((run(limits, 2).end, run(limits, 2).iterations), (End::Stopped, 2));
-        assert_eq!(run(Limits { tolerance: 0.0, iterations: 10_000 }, 0).slope.max(1e-6), 1e-6, "at worst it ends at rounding");
+        assert_eq!(
+            run(Limits { tolerance: 0.0, convexity: 0.0, iterations: 10_000 }, 0).slope.max(1e-6),
+            1e-6,
+            "at worst it ends at rounding"
+        );
         let mut nowhere = vec![f64::NAN, 0.0];
         assert_eq!(minimize(&mut Valley, &mut nowhere, limits, |_, _| GO_ON).end, End::NotFinite);
     }

@@ -70,7 +70,7 @@ pub use kfold::kfold;
 pub use linfa::ParamGuard;
 pub use model::{Head, PackedHead};
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
-pub use ridge::{Ridge, RidgePoint, ridge_head};
+pub use ridge::{Ridge, RidgePoint, ScaleBy, ridge_head};
 pub use schedule::Schedule;
 pub use shots::few;
 pub use standardize::Standardization;

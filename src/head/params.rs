@@ -91,7 +91,8 @@ pub struct HeadParams {
     pub l2: Option<f64>,
     /// Iterations after which `lbfgs` and `linfa` stop; at least 1. Left open: `lbfgs` 1,000, `linfa` 100.
     pub max_iterations: Option<u64>,
-    /// Largest entry of the mean loss's gradient at which `lbfgs` is done, above 0. Left open: 3e-5.
+    /// When `lbfgs` is done, above 0: no entry of the objective's gradient is larger, and its value is at most three times this
+    /// share above the least one. Left open: 3e-5.
     pub tolerance: Option<f64>,
     /// Whether features are standardized over the training rows. Left open: `adam` no, `lbfgs` yes; `linfa` and `ridge` always
     /// do.

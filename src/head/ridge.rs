@@ -93,18 +93,20 @@ pub(super) fn solve(
     Ok(Solved { ridge: Some(ridge), ..solved })
 }
 
-/// The head that follows from statistics at one strength of L2, and its logit scale: the one that is best for the hold-out
-/// (features `[N, D]` and labels), else the given one.
+/// Rows by which a logit scale is found.
+#[derive(Clone, Copy, Debug)]
+pub enum ScaleBy<'a> {
+    /// Those held out: features `[N, D]` and labels.
+    HeldOut(ArrayView2<'a, f32>, &'a [Option<i32>]),
+    /// Where none is: those the statistics are of, each by the fit without it: features `[N, D]` and classes.
+    LeftOut(ArrayView2<'a, f32>, &'a [usize]),
+}
+
+/// The head that follows from statistics at one strength of L2, and its logit scale.
 ///
 /// # Errors
 /// When the statistics are of one class or none, or their equations cannot be solved.
-pub fn ridge_head(
-    statistics: &Statistics,
-    classes: &[String],
-    l2: f64,
-    holdout: Option<(ArrayView2<'_, f32>, &[Option<i32>])>,
-    scale: f64,
-) -> Result<(Head, f64), HeadError> {
+pub fn ridge_head(statistics: &Statistics, classes: &[String], l2: f64, scale_by: ScaleBy<'_>) -> Result<(Head, f64), HeadError> {
     if statistics.rows.iter().filter(|&&rows| rows > 0).count() < 2 {
         let class =
             statistics.rows.iter().position(|&rows| rows > 0).map_or_else(|| "none".into(), |class| classes[class].clone());
@@ -113,13 +115,18 @@ pub fn ridge_head(
     let squares = LeastSquares::new(statistics);
     let weights = squares.weights(l2)?;
     let head = |weights| Head::new(weights, Some(squares.standardization.clone()), classes.to_vec());
-    let scale = match holdout {
-        Some((x, labels)) => {
-            let answers = head(weights.clone())?.logits(x)?;
-            1.0 / temperature(answers.view(), labels).map_err(|_| HeadError::Ridge)?.unwrap_or(SHARP)
+    let own;
+    let (answers, labels) = match scale_by {
+        ScaleBy::HeldOut(x, labels) => (head(weights.clone())?.logits(x)?, labels),
+        ScaleBy::LeftOut(x, classes) => {
+            let train: Vec<usize> = (0..classes.len()).collect();
+            let mut answers = head(weights.clone())?.logits(x)?;
+            squares.leave_one_out(x, classes, &train, &[l2])?.leave_out(0, classes, &train, &mut answers);
+            own = classes.iter().map(|&class| i32::try_from(class).ok()).collect::<Vec<_>>();
+            (answers, own.as_slice())
         }
-        None => scale,
     };
+    let scale = 1.0 / temperature(answers.view(), labels).map_err(|_| HeadError::Ridge)?.unwrap_or(SHARP);
     Ok((head(scaled(weights, scale))?, scale))
 }
 
@@ -159,21 +166,19 @@ fn solved(weights: Weights, scale: f64, problem: &Problem<'_>, l2: f64, start: I
 }
 
 /// What least-squares answers are to be multiplied with to be logits: the inverse of the temperature that is best for the
-/// hold-out; without one, for the answers to training rows left out; else for the training rows as they are.
+/// hold-out; where it has none, for the answers to training rows left out, or to training rows as they are.
 fn logit_scale(weights: &Weights, problem: &Problem<'_>, left_out: Option<&Array2<f32>>) -> Result<f64, HeadError> {
-    let held = !problem.holdout.is_empty();
-    let rows = if held { problem.holdout } else { problem.train };
-    let own;
-    let answers = match left_out.filter(|_| !held) {
-        Some(left_out) => left_out,
-        None => {
-            own = answers(weights, problem, rows);
-            &own
-        }
+    let best = |answers: &Array2<f32>, rows: &[usize]| {
+        let labels: Vec<Option<i32>> = rows.iter().map(|&row| i32::try_from(problem.labels[row]).ok()).collect();
+        temperature(answers.view(), &labels).map_err(|_| HeadError::Ridge)
     };
-    let labels: Vec<Option<i32>> = rows.iter().map(|&row| i32::try_from(problem.labels[row]).ok()).collect();
-    let temperature = temperature(answers.view(), &labels).map_err(|_| HeadError::Ridge)?;
-    Ok(1.0 / temperature.unwrap_or(SHARP))
+    let held = best(&answers(weights, problem, problem.holdout), problem.holdout)?;
+    let found = match (held, left_out) {
+        (Some(held), _) => Some(held),
+        (None, Some(left_out)) => best(left_out, problem.train)?,
+        (None, None) => best(&answers(weights, problem, problem.train), problem.train)?,
+    };
+    Ok(1.0 / found.unwrap_or(SHARP))
 }
 
 /// Answers `[rows, K]` of a layer.
@@ -399,10 +404,8 @@ mod tests {
         let params = HeadParams { solver: Solver::Ridge, l2: Some(best.l2), ..HeadParams::default() };
         let again = small.fit(params).unwrap();
         assert!((again.ridge.unwrap().path[0].leave_one_out_error - best.leave_one_out_error).abs() < 1e-6);
-        assert_eq!(
-            again.head.kernel(),
-            small.fit(HeadParams { solver: Solver::Ridge, ..HeadParams::default() }).unwrap().head.kernel()
-        );
+        let (head, _) = fit(&small, None);
+        assert_near(again.head.kernel(), head.kernel().iter().map(|&weight| f64::from(weight)), 1e-6);
     }
 
     #[test]

@@ -125,6 +125,22 @@ impl Statistics {
         }
     }
 
+    /// Of rows `[N, D]` with their class indices `[N]`.
+    ///
+    /// # Errors
+    /// When a size is another one, or a feature is not finite.
+    pub fn new(x: ArrayView2<'_, f32>, labels: &[usize], classes: usize) -> Result<Self, HeadError> {
+        let first: Vec<usize> = (0..x.nrows().min(PIVOT_ROWS)).collect();
+        let mut statistics = Self::none(Standardization::estimate(x, &first).mean, classes);
+        statistics.update(Change::Add, x, labels)?;
+        Ok(statistics)
+    }
+
+    /// Rows of each class `[K]`.
+    pub fn rows(&self) -> &[u64] {
+        &self.rows
+    }
+
     /// Brings the classes into another order; a class that was not there before has no rows.
     ///
     /// # Errors

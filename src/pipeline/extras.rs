@@ -7,6 +7,7 @@ use ndarray::Axis;
 use serde::Serialize;
 
 use super::fit::{Rows, labelled};
+use super::outcome::SHOTS;
 use super::streamed::in_memory;
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate::{argmax, mean_interval, wilson_interval};
@@ -153,7 +154,7 @@ pub fn few_shots(
         let (accuracy, interval) = mean_interval(&accuracies);
         found.push(Shots { shots, accuracy, interval, repeats: accuracies, split: split.to_owned() });
     }
-    RunDir::new(&pipeline.run).write_table("shots.csv", &table)?;
+    RunDir::new(&pipeline.run).write_table(SHOTS, &table)?;
     Ok(found)
 }
 

@@ -39,8 +39,8 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     let fit_key = fit_key(&store, &settings);
     if !always
         && let Ok(metrics) = run.metrics()
-        && metrics.fit_key == fit_key
-        && is_whole(&run, pipeline)
+        && metrics.fit_key.trim_start_matches("sweep-").trim_start_matches("update-") == fit_key
+        && is_whole(&run, pipeline, metrics.sweep.is_some() || metrics.update.is_some())
     {
         return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
     }
@@ -91,7 +91,8 @@ impl Stage<'_> {
         let mut stopped = false;
         let mut watch = |record: &EpochRecord| {
             let flow = on_epoch(record);
-            stopped = flow.is_break();
+            // These tell when they are done; then there is nothing to stop.
+            stopped = flow.is_break() && !matches!(params.solver, Solver::Ridge | Solver::Linfa);
             flow
         };
         let checkpoint = run.file(Checkpoints::FILE);
@@ -184,13 +185,14 @@ pub(super) fn warn_of_missing(store: &Store, pipeline: &Pipeline, context: &Cont
     }
 }
 
-/// Whether every file of the run can still be read; a run that was damaged is made anew.
-fn is_whole(run: &RunDir, pipeline: &Pipeline) -> bool {
+/// Whether every file of the run can still be read; a run that was damaged is made anew. What a sweep chose or an update
+/// made is `kept`: it stands whichever pipeline asks.
+fn is_whole(run: &RunDir, pipeline: &Pipeline, kept: bool) -> bool {
     let predictions = std::fs::File::open(run.file("predictions.parquet"))
         .is_ok_and(|file| ParquetRecordBatchReaderBuilder::try_new(file).is_ok());
     let settings = std::fs::read_to_string(run.file("pipeline.toml")).ok();
     predictions
-        && settings.is_some_and(|text| pipeline.resolved().is_ok_and(|resolved| resolved == text))
+        && settings.is_some_and(|text| kept || pipeline.resolved().is_ok_and(|resolved| resolved == text))
         && Head::load(&run.file("head.safetensors")).is_ok()
         && run.history().is_ok_and(|history| !history.is_empty())
 }

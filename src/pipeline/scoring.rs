@@ -6,7 +6,7 @@ use ndarray::{Array2, s};
 use super::PipelineError;
 use super::streamed::Features;
 use crate::evaluate::{self, Scorer};
-use crate::head::{Head, PackedHead};
+use crate::head::{Head, HeadError, PackedHead};
 use crate::run::{Predictions, PredictionsWriter, RunDir, SplitScore};
 
 /// Rows of a block, and logits in it, at most.
@@ -127,7 +127,11 @@ fn each_block<F: Features>(
 ) -> Result<(), PipelineError> {
     let size = (BLOCK_VALUES / head.classes().len().max(1)).clamp(1, BLOCK_ROWS);
     for rows in rows.chunks(size) {
-        act(rows, packed.logits(features.select(rows)?.view())?)?;
+        let logits = packed.logits(features.select(rows)?.view()).map_err(|error| match error {
+            HeadError::Answer { row } => PipelineError::BadFeatures { id: features.ids()[rows[row]].clone() },
+            other => other.into(),
+        })?;
+        act(rows, logits)?;
     }
     Ok(())
 }

@@ -100,6 +100,9 @@ impl Plan {
     fn candidates(&self, base: &HeadParams) -> Result<Vec<Candidate>, PipelineError> {
         let axes = if self.axes.is_empty() { Self::suited(base.solver) } else { self.axes.clone() };
         let wrong = |reason: String| PipelineError::Settings { origin: "--grid".into(), reason };
+        if let Some(axis) = axes.iter().enumerate().find(|(at, axis)| axes[..*at].iter().any(|other| other.key == axis.key)) {
+            return Err(wrong(format!("{} is given twice; list all its values in one --grid", axis.1.key)));
+        }
         let mut points: Vec<BTreeMap<String, Value>> = vec![BTreeMap::new()];
         if let Some(draws) = self.draws {
             let mut rng = ChaCha8Rng::seed_from_u64(base.seed);
@@ -138,8 +141,10 @@ impl Plan {
                 Ok(_) => candidates.push(Candidate { varied, params }),
             }
         }
+        // With several solvers in the grid, what one of them has no use for is left out for it.
+        let several = axes.iter().any(|axis| axis.key == "solver");
         match refused {
-            Some(error) if candidates.is_empty() => Err(error.into()),
+            Some(error) if candidates.is_empty() || !several => Err(error.into()),
             _ => Ok(candidates),
         }
     }
@@ -295,8 +300,8 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     let metrics = Metrics {
         schema: METRICS_SCHEMA,
         store_key: store.manifest().key.clone(),
-        // Not that of a plain fit with these settings, which holds rows out.
-        fit_key: format!("sweep-{}", fit_key(&store, &settings)),
+        // Of the settings that the sweep began with: as long as they stand, so does what it chose.
+        fit_key: format!("sweep-{}", fit_key(&store, &serde_json::to_value(base).unwrap_or_default())),
         solver: params.solver.to_string(),
         epochs: fitted.history.last().map_or(0, |record| record.epoch),
         best_epoch: None,
@@ -342,7 +347,11 @@ fn try_all(
     for fold in folds {
         let fit = |group: &Vec<usize>| {
             let started = Instant::now();
-            let found = fit_group(candidates, group, rows, fold, classes, context);
+            // Stopped, the rest is skipped.
+            let found = match context.flow() {
+                ControlFlow::Continue(()) => fit_group(candidates, group, rows, fold, classes, context),
+                ControlFlow::Break(()) => Ok(Vec::new()),
+            };
             tell(group.len());
             (found, started.elapsed().as_secs_f64() / group.len() as f64)
         };
@@ -434,7 +443,8 @@ fn reason(trials: &[Trial], folds: Option<usize>) -> String {
 
 /// A warning where the best value of a key is the smallest or largest that was tried.
 fn at_the_edge(trials: &[Trial]) -> Option<String> {
-    for (key, value) in &trials[0].settings {
+    let strengths = ["l2", "learning_rate", "weight_decay", "label_smoothing", "dropout"];
+    for (key, value) in trials[0].settings.iter().filter(|(key, _)| strengths.contains(&key.as_str())) {
         let value = value.as_f64()?;
         let mut values: Vec<f64> = trials.iter().filter_map(|trial| trial.settings.get(key)?.as_f64()).collect();
         values.sort_by(f64::total_cmp);

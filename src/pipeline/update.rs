@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::extract::StageOutcome;
-use super::fit::{Fit, divide, fit_head, fit_key, fitting_splits, warn_of_missing};
+use super::fit::{Fit, divide, fit_key, fitting_splits, warn_of_missing};
 use super::outcome::{Kept, Outcome, PREDICTIONS, trained_rows};
 use super::scoring::{Scoring, all};
 use super::{Context, Pipeline, PipelineError};
 use crate::events::Event;
-use crate::head::{self, Change, HeadParams, Origin, Statistics};
+use crate::head::{self, Change, HeadParams, Origin, ScaleBy, Statistics};
 use crate::run::{Metrics, RunDir, SplitRecord, TrainedRows, UpdateRecord};
 use crate::store::{Place, Row, SplitFeatures, Store};
 
@@ -18,7 +18,8 @@ type Changed = (Place, usize);
 
 /// Brings the head of a run up to date: images that came, went or have another label since the fit change its statistics, and the
 /// head that follows is, to rounding, the one that a fit on all rows with the same L2 gives. Only those rows are read, and those
-/// that are scored. Where the features of a row that went are gone too, the head is fitted anew.
+/// that are scored; all of them where nothing is held out to find the logit scale by, or where the features of a row that went are
+/// gone too.
 ///
 /// # Errors
 /// When the run has no statistics, was made of other features or with other settings, or a file cannot be used.
@@ -36,9 +37,17 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     // How much memory a fit may take says nothing of the head.
     let asked = HeadParams { memory: params.memory, ..pipeline.settings.head.clone() };
     if metrics.sweep.is_none() && params != asked {
-        let reason =
-            "an update keeps the settings of the run, and these are others; leave the flags out, or fit without --update";
-        return Err(refused(reason.into()));
+        let now = serde_json::to_value(&asked).unwrap_or_default();
+        let then = metrics.head.as_object().into_iter().flatten();
+        let other =
+            then.filter(|(key, value)| now.get(key.as_str()) != Some(value)).map(|(key, value)| format!("head.{key} = {value}"));
+        let reason = format!("an update keeps the settings of the run, and has {}", other.collect::<Vec<_>>().join(", "));
+        return Err(refused(format!("{reason}; use tlpipe fit-head {} --update, or fit without --update", run.path().display())));
+    }
+    for name in [Statistics::FILE, TrainedRows::FILE] {
+        if !run.file(name).is_file() {
+            return Err(refused(format!("{} is missing; fit the head again without --update", run.file(name).display())));
+        }
     }
     let store = Store::open(&pipeline.features)?;
     warn_of_missing(&store, pipeline, context);
@@ -49,6 +58,11 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
         return Err(refused(format!("{reason}; fit it on these without --update")));
     }
     let trained = TrainedRows::load(&run.file(TrainedRows::FILE))?;
+    let counted = |class: usize| trained.labels.iter().filter(|&&label| usize::try_from(label) == Ok(class)).count() as u64;
+    if statistics.rows().iter().enumerate().any(|(class, &rows)| rows != counted(class)) {
+        let files = format!("{} and {}", run.file(Statistics::FILE).display(), TrainedRows::FILE);
+        return Err(refused(format!("{files} are not of the same rows; fit the head again without --update")));
+    }
 
     let started = Instant::now();
     let splits = fitting_splits(&store, params.split);
@@ -64,24 +78,35 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
         train.append(&mut holdout);
         train.sort_unstable();
     }
-    let found = changes(&store, &described, &train, &trained, &origin)?;
-    let Some(Changes { gone, came, record }) = found else {
-        (context.observe)(Event::Noted("fit-head  features of images that went are gone too: the head is fitted anew".into()));
-        return fit_head(pipeline, context, true, &mut |_| context.flow());
-    };
-    let apply = |statistics: &mut Statistics, change, rows: &[Changed]| -> Result<(), PipelineError> {
-        let places: Vec<Place> = rows.iter().map(|(place, _)| *place).collect();
-        let classes: Vec<usize> = rows.iter().map(|(_, class)| *class).collect();
-        Ok(statistics.update(change, store.embeddings(&places)?.view(), &classes)?)
-    };
-    apply(&mut statistics, Change::Remove, &gone)?;
-    let left = |class| refused(format!("class {class} has rows in the statistics and is no longer there; fit without --update"));
-    statistics.reorder(&origin.classes, &manifest.classes).map_err(left)?;
-    apply(&mut statistics, Change::Add, &came)?;
     let classes = &manifest.classes;
-    let held = held_out(&store, &described, &holdout)?;
-    let held_x = (!holdout.is_empty()).then_some((held.embeddings.view(), held.labels.as_slice()));
-    let (head, logit_scale) = head::ridge_head(&statistics, classes, origin.l2, held_x, origin.logit_scale)?;
+    let Changes { gone, came, record } = changes(&store, &described, &train, &trained, &origin)?;
+    // Of every row, where that is needed.
+    let everything = || -> Result<(SplitFeatures, Vec<usize>), PipelineError> {
+        let features = some_rows(&store, &described, &train)?;
+        let classes =
+            features.labels.iter().map(|label| label.and_then(|label| usize::try_from(label).ok()).unwrap_or(usize::MAX));
+        let classes = classes.collect();
+        Ok((features, classes))
+    };
+    let removed = gone.map(|gone| -> Result<(), PipelineError> { apply(&mut statistics, &store, Change::Remove, &gone) });
+    if matches!(removed, Some(Ok(()))) {
+        let left =
+            |class| refused(format!("class {class} has rows in the statistics and is no longer there; fit without --update"));
+        statistics.reorder(&origin.classes, classes).map_err(left)?;
+        apply(&mut statistics, &store, Change::Add, &came)?;
+    } else {
+        let text = "the features of images that went are gone too: the statistics are taken anew of all rows";
+        (context.observe)(Event::Noted(format!("fit-head  {text}")));
+        let (features, of_rows) = everything()?;
+        statistics = Statistics::new(features.embeddings.view(), &of_rows, classes.len())?;
+    }
+    let held = some_rows(&store, &described, &holdout)?;
+    let (head, logit_scale) = if holdout.is_empty() {
+        let (features, of_rows) = everything()?;
+        head::ridge_head(&statistics, classes, origin.l2, ScaleBy::LeftOut(features.embeddings.view(), &of_rows))?
+    } else {
+        head::ridge_head(&statistics, classes, origin.l2, ScaleBy::HeldOut(held.embeddings.view(), &held.labels))?
+    };
     let head = head.with_store_key(&manifest.key);
     let fit_seconds = started.elapsed().as_secs_f64();
     (context.observe)(Event::Noted(format!(
@@ -102,7 +127,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
         }
         false => None,
     };
-    let settings = serde_json::to_value(&params).unwrap_or_default();
+    let settings = serde_json::to_value(&pipeline.settings.head).unwrap_or_default();
     let metrics = Metrics {
         fit_key: format!("update-{}", fit_key(&store, &settings)),
         epochs: 1,
@@ -130,26 +155,33 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     Ok(Fit { outcome: StageOutcome::Ran, metrics })
 }
 
+fn apply(statistics: &mut Statistics, store: &Store, change: Change, rows: &[Changed]) -> Result<(), PipelineError> {
+    let places: Vec<Place> = rows.iter().map(|(place, _)| *place).collect();
+    let classes: Vec<usize> = rows.iter().map(|(_, class)| *class).collect();
+    Ok(statistics.update(change, store.embeddings(&places)?.view(), &classes)?)
+}
+
 /// What changed since the statistics were taken.
 struct Changes {
-    /// With their classes of then.
-    gone: Vec<Changed>,
+    /// With their classes of then; none where the features of one are not kept.
+    gone: Option<Vec<Changed>>,
     /// With their classes of now.
     came: Vec<Changed>,
     record: UpdateRecord,
 }
 
-/// Compares the rows of the statistics with those that train now; none where the features of a row that went are not kept.
+/// Compares the rows of the statistics with those that train now.
 fn changes(
     store: &Store,
     described: &[(Place, Row)],
     train: &[usize],
     trained: &TrainedRows,
     origin: &Origin,
-) -> Result<Option<Changes>, PipelineError> {
+) -> Result<Changes, PipelineError> {
     let classes = &store.manifest().classes;
     let name = |classes: &[String], label: i32| usize::try_from(label).ok().and_then(|label| classes.get(label).cloned());
-    let kept = store.describe_removed()?;
+    // Where they are damaged, they are as good as gone.
+    let kept = store.describe_removed().unwrap_or_default();
     let mut old: HashMap<&str, usize> = trained.ids.iter().enumerate().map(|(row, id)| (id.as_str(), row)).collect();
     let (mut gone, mut came, mut record) = (Vec::new(), Vec::new(), UpdateRecord::default());
     // Rows of the statistics that have to be taken out, by id and content.
@@ -184,14 +216,14 @@ fn changes(
             gone.push((*place, usize::try_from(trained.labels[then]).unwrap_or(usize::MAX)));
         }
     }
-    Ok(wanted.is_empty().then_some(Changes { gone, came, record }))
+    Ok(Changes { gone: wanted.is_empty().then_some(gone), came, record })
 }
 
-fn held_out(store: &Store, described: &[(Place, Row)], holdout: &[usize]) -> Result<SplitFeatures, PipelineError> {
-    let places: Vec<Place> = holdout.iter().map(|&row| described[row].0).collect();
+fn some_rows(store: &Store, described: &[(Place, Row)], rows: &[usize]) -> Result<SplitFeatures, PipelineError> {
+    let places: Vec<Place> = rows.iter().map(|&row| described[row].0).collect();
     Ok(SplitFeatures {
-        ids: holdout.iter().map(|&row| described[row].1.id.clone()).collect(),
-        labels: holdout.iter().map(|&row| described[row].1.label).collect(),
+        ids: rows.iter().map(|&row| described[row].1.id.clone()).collect(),
+        labels: rows.iter().map(|&row| described[row].1.label).collect(),
         embeddings: store.embeddings(&places)?,
     })
 }

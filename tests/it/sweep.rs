@@ -60,7 +60,8 @@ fn what_cannot_be_swept_is_said() {
     assert!(fails(&["--sweep", "--grid", "l3=1"]).contains("l3"));
     assert!(fails(&["--sweep", "--grid", "l2=1e-3..1"]).contains("--draws"));
     assert!(fails(&["--sweep", "--grid", "split=tail,random"]).contains("held out"));
-    assert!(fails(&["--sweep", "--grid", "l2=-1"]).contains("l2"));
+    assert!(fails(&["--sweep", "--grid", "l2=-1,1"]).contains("l2"));
+    assert!(fails(&["--sweep", "--grid", "l2=1", "--grid", "l2=2"]).contains("twice"));
     assert!(fails(&["--sweep", "--validation-split", "0"]).contains("--folds"));
     assert!(fails(&["--sweep", "--folds", "1000"]).contains("folds"));
     // A candidate that diverges is told and loses; when all do, it is an error.

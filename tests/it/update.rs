@@ -61,7 +61,43 @@ fn an_updated_head_is_the_one_that_a_fit_gives() {
     fs::remove_file(photos.join("dog/011.png")).unwrap();
     scratch.ok(&[&["extract"][..], &quick(&data, &["--features", "f", "--rebuild"])].concat());
     let ran = scratch.ok(&[&["fit-head", "--run", "r"], &fit[..], &["--update"]].concat());
-    assert!(ran.stderr.contains("fitted anew"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("taken anew"), "{}", ran.stderr);
+    run("anew", &[]);
+    for (one, other) in head(&scratch, "r").iter().zip(head(&scratch, "anew")) {
+        assert!((one - other).abs() <= 1e-6 * other.abs().max(1.0), "{one} {other}");
+    }
+}
+
+#[test]
+fn without_a_hold_out_and_after_a_sweep_the_scale_is_found_again() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog", "owl"], 12);
+    let extract = || scratch.ok(&[&["extract"][..], &quick(&data, &["--features", "f"])].concat());
+    extract();
+    let fit = ["--features", "f", "--solver", "ridge", "--validation-split", "0", "--l2", "0.1"];
+    let run = |name: &str, more: &[&str]| scratch.json(&[&["fit-head", "--run", name], &fit[..], more].concat());
+    run("r", &[]);
+    run("s", &["--sweep", "--folds", "3", "--grid", "l2=0.1"]);
+    let photos = scratch.path("photos");
+    for number in 0..3 {
+        picture(2, 40 + number).save(photos.join(format!("owl/new{number}.png"))).unwrap();
+        fs::rename(photos.join(format!("owl/00{number}.png")), photos.join(format!("cat/owl{number}.png"))).unwrap();
+    }
+    extract();
+    run("anew", &[]);
+    run("r", &["--update"]);
+    scratch.ok(&["fit-head", "s", "--update"]);
+    for updated in ["r", "s"] {
+        for (one, other) in head(&scratch, updated).iter().zip(head(&scratch, "anew")) {
+            assert!((one - other).abs() <= 1e-5 * other.abs().max(1.0), "{updated}: {one} {other}");
+        }
+    }
+    // What was updated or swept is up to date.
+    let before = head(&scratch, "r");
+    scratch.ok(&[&["run"][..], &quick(&data, &["--run", "r"]), &fit[..]].concat());
+    assert_eq!(head(&scratch, "r"), before);
+    let metrics = fs::read_to_string(scratch.path("r/metrics.json")).unwrap();
+    assert!(metrics.contains("\"added\""), "the update's record stands");
 }
 
 #[test]
@@ -76,6 +112,13 @@ fn what_cannot_be_updated_is_said() {
     scratch.ok(&[&fit[..], &["--solver", "ridge"]].concat());
     let said = scratch.fails(2, &[&fit[..], &["--update", "--solver", "ridge", "--l2", "3"]].concat());
     assert!(said.contains("settings of the run"), "{said}");
+    assert!(said.contains("head.l2") && said.contains("fit-head r --update"), "{said}");
+    let whole = fs::read(scratch.path("r/statistics.parquet")).unwrap();
+    scratch.ok(&["fit-head", "--features", "f", "--run", "q", "--solver", "ridge", "--validation-split", "0.5"]);
+    fs::copy(scratch.path("q/statistics.parquet"), scratch.path("r/statistics.parquet")).unwrap();
+    let said = scratch.fails(2, &[&fit[..], &["--update", "--solver", "ridge"]].concat());
+    assert!(said.contains("not of the same rows"), "{said}");
+    fs::write(scratch.path("r/statistics.parquet"), whole).unwrap();
     fs::write(scratch.path("r/statistics.safetensors"), "no").unwrap();
     let said = scratch.fails(1, &[&fit[..], &["--update", "--solver", "ridge"]].concat());
     assert!(said.contains("statistics.safetensors") && said.contains("fit the head again"), "{said}");

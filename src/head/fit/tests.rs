@@ -310,9 +310,9 @@ fn unusable_examples_are_named() {
     assert!(nan.starts_with("row 20: feature 3 is NaN"), "{nan}");
     let first = message(&|small| (small.x[(9, 1)], small.x[(4, 2)]) = (f32::NAN, f32::NEG_INFINITY));
     assert!(first.starts_with("row 4: feature 2 is -inf"), "{first}");
-    assert!(message(&|small| small.labels[3] = Some(3)).starts_with("row 3: label Some(3) is not one of the 3 classes (0 to 2)"));
+    assert!(message(&|small| small.labels[3] = Some(3)).starts_with("row 3: label 3 is not one of the 3 classes (0 to 2)"));
     assert!(message(&|small| small.labels[19] = Some(-1)).starts_with("row 19"));
-    assert!(message(&|small| small.labels[5] = None).starts_with("row 5: label None"));
+    assert!(message(&|small| small.labels[5] = None).starts_with("row 5: label (none)"));
     assert!(message(&|small| small.labels.fill(Some(2))).starts_with("all 18 training rows are of class \"c\""));
     assert!(message(&|small| small.train.clear()).starts_with("no row is left for training"));
     assert!(message(&|small| small.holdout.push(23)).starts_with("row 23 is listed"));
