@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::checkpoint::Checkpoints;
 use super::dense::Dense;
 use super::features::Features;
+use super::ridge::Given;
 use super::standardize::Standardization;
 use super::statistics::Statistics;
 use super::{Head, HeadError, HeadParams, HeadValidParams, HoldOut, Ridge, Solver, adam, hold_out, lbfgs, logistic, ridge};
@@ -55,6 +56,12 @@ impl Weights {
         Self { kernel: Array2::from_shape_simple_fn((features, classes), || draw() as f32), bias: Array1::zeros(classes) }
     }
 
+    /// Multiplies every weight.
+    pub(super) fn scale(&mut self, factor: f64) {
+        self.kernel.mapv_inplace(|value| value * factor as f32);
+        self.bias.mapv_inplace(|value| value * factor as f32);
+    }
+
     pub(super) fn pack(&self) -> Dense {
         Dense::pack(self.kernel.view(), self.bias.view())
     }
@@ -93,11 +100,22 @@ pub(super) struct Solved {
     pub(super) l2: f64,
     pub(super) warnings: Vec<String>,
     pub(super) ridge: Option<Ridge>,
+    /// Where it is another one than that of the rows that the solver was given.
+    pub(super) standardization: Option<Standardization>,
 }
 
 impl Solved {
     pub(super) fn new(weights: Weights, history: Vec<EpochRecord>, l2: f64) -> Self {
-        Self { weights, history, best_epoch: None, resumed_after: 0, l2, warnings: Vec::new(), ridge: None }
+        Self {
+            weights,
+            history,
+            best_epoch: None,
+            resumed_after: 0,
+            l2,
+            warnings: Vec::new(),
+            ridge: None,
+            standardization: None,
+        }
     }
 }
 
@@ -123,7 +141,7 @@ impl Problem<'_> {
 /// Fits a head. The same settings and examples give the same bits on the same machine, on any number of threads.
 ///
 /// Memory beyond the examples: `adam` a few times the kernel; `lbfgs` a copy of the training rows where features are standardized;
-/// `linfa` one in f64; `ridge` some matrices of D x D in f64.
+/// `linfa` one in f64; `ridge` some matrices of D x D in f64, of wide features one and a half in all.
 ///
 /// # Errors
 /// When the examples are not usable (a label that is no class, a feature that is not finite, one class only, nothing to train
@@ -179,13 +197,17 @@ fn run(
             return Err(HeadError::Size { what, found, expected });
         }
     }
-    let prepared = Prepared::new(params, examples)?;
+    let mut prepared = Prepared::new(params, examples)?;
+    let statistics = prepared.statistics.take();
     let problem = prepared.problem();
     let solved = match params.solver {
         Solver::Adam => adam::solve(params, &problem, initial, checkpoints, on_epoch)?,
         Solver::Linfa => logistic::solve(params, &problem, on_epoch)?,
         Solver::Lbfgs => lbfgs::solve(params, &problem, on_epoch)?,
-        Solver::Ridge => ridge::solve(params, &problem, &prepared.statistics, on_epoch)?,
+        Solver::Ridge => {
+            let statistics = statistics.ok_or(HeadError::Ridge)?;
+            ridge::solve(params, Given { parts: &problem, statistics, classes: examples.classes }, on_epoch)?
+        }
     };
     prepared.finish(solved)
 }
@@ -212,7 +234,7 @@ pub fn fit_path(
     let found = if params.solver == Solver::Lbfgs {
         lbfgs::path(params, &problem, &l2s, on_epoch)?
     } else {
-        ridge::path(&problem, &prepared.statistics, &l2s, on_epoch)?
+        ridge::path(&problem, prepared.statistics.as_ref().ok_or(HeadError::Ridge)?, &l2s, on_epoch)?
     };
     found.into_iter().map(|found| prepared.finish(found)).collect()
 }
@@ -254,8 +276,8 @@ impl<'e, 'a> Prepared<'e, 'a> {
 
 /// Makes a head of what a solver gave.
 pub(super) fn solved(found: Solved, standardization: Option<Standardization>, classes: &[String]) -> Result<Fitted, HeadError> {
-    let Solved { weights, history, best_epoch, resumed_after, l2, warnings, ridge } = found;
-    let head = Head::new(weights, standardization, classes.to_vec())?;
+    let Solved { weights, history, best_epoch, resumed_after, l2, warnings, ridge, standardization: own } = found;
+    let head = Head::new(weights, own.or(standardization), classes.to_vec())?;
     Ok(Fitted { head, history, best_epoch, resumed_after, l2, warnings, ridge })
 }
 

@@ -9,8 +9,7 @@
 
 use std::time::Instant;
 
-use faer::linalg::solvers::{Llt, Solve as _};
-use faer::{Mat, Side};
+use faer::Mat;
 use ndarray::{Array2, ArrayView2};
 
 use super::features::Features;
@@ -19,6 +18,7 @@ use super::minimize::{End, Limits, Objective, minimize};
 use super::statistics::Statistics;
 use super::step::{Share, Target, Task, gather, shares};
 use super::tally::{Tally, score};
+use super::tiles::{Factor, Tiles};
 use super::{HeadError, HeadValidParams};
 use crate::run::EpochRecord;
 
@@ -193,8 +193,8 @@ impl Objective for Loss<'_, '_> {
 
 /// What is known of the Hessian before the first step.
 struct Curvature {
-    /// Covariance of the features `[D, D]`, lower triangle; the diagonal alone in its first column where there are too many.
-    covariance: Mat<f64>,
+    /// Covariance of the features `[D, D]`.
+    covariance: Tiles<f64>,
     mean: Vec<f64>,
     /// Mean curvature of the loss along a direction of the logits, where every row has the class shares for an answer.
     weight: f64,
@@ -209,23 +209,21 @@ impl Curvature {
         let statistics = Statistics::of(x, labels, &rows, shares.len());
         let offset = statistics.offset();
         let mean = offset.iter().zip(&statistics.pivot).map(|(offset, &pivot)| offset + f64::from(pivot)).collect();
-        Self { covariance: statistics.covariance(&vec![1.0; features]), mean, weight }
+        Self { covariance: statistics.covariance(&vec![1.0; features], 0.0), mean, weight }
     }
 
     fn preconditioner(&self, l2: f64) -> Preconditioner<'_> {
         let features = self.mean.len();
-        let diagonal = |feature: usize| self.weight * self.covariance[(feature, feature)] + l2;
+        let diagonal = |feature: usize| self.weight * self.covariance.at(feature, feature) + l2;
         // With a diagonal of ones the factor does not depend on the scale of the features.
         let scale: Vec<f64> =
             (0..features).map(diagonal).map(|value| if value > f64::MIN_POSITIVE { 1.0 / value.sqrt() } else { 1.0 }).collect();
         let entry = |row: usize, column: usize| {
-            let value = scale[row] * scale[column] * self.weight * self.covariance[(row, column)];
+            let value = scale[row] * scale[column] * self.weight * self.covariance.at(row.max(column), row.min(column));
             // A little more than rounding, so that features that repeat each other leave it positive.
             if row == column { value + l2 * scale[row].powi(2) + 1e-9 } else { value }
         };
-        let factor = (features <= MOST_FEATURES)
-            .then(|| Mat::from_fn(features, features, |row, column| if row < column { 0.0 } else { entry(row, column) }))
-            .and_then(|matrix| matrix.llt(Side::Lower).ok());
+        let factor = (features <= MOST_FEATURES).then(|| Tiles::from_fn(features, entry)).and_then(Tiles::factor);
         Preconditioner { curvature: self, scale, factor }
     }
 }
@@ -233,7 +231,7 @@ impl Curvature {
 struct Preconditioner<'c> {
     curvature: &'c Curvature,
     scale: Vec<f64>,
-    factor: Option<Llt<f64>>,
+    factor: Option<Factor<f64>>,
 }
 
 impl Preconditioner<'_> {
@@ -246,8 +244,8 @@ impl Preconditioner<'_> {
         }
         match &self.factor {
             Some(factor) => {
-                let mut right = Mat::from_fn(mean.len(), classes, |row, class| self.scale[row] * kernel[row * classes + class]);
-                factor.solve_in_place(&mut right);
+                let right = Mat::from_fn(mean.len(), classes, |row, class| self.scale[row] * kernel[row * classes + class]);
+                let right = factor.solve(&right);
                 for (row, values) in kernel.chunks_exact_mut(classes).enumerate() {
                     values.iter_mut().enumerate().for_each(|(class, value)| *value = self.scale[row] * right[(row, class)]);
                 }

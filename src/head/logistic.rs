@@ -60,7 +60,7 @@ pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: O
     if fitted.params().iter().all(|&value| value == 0.0) {
         return Err(failed("the weights are all zero; if the features are not constant, this is a fault of the solver".into()));
     }
-    let record = closed_record(&weights, problem, start);
+    let record = closed_record(&weights, problem, start)?;
     let chance = -present.iter().map(|share| share * share.ln()).sum::<f64>();
     if record.loss.is_nan() || record.loss > chance + SLACK {
         return Err(failed(format!("the training loss is {}, worse than the class shares alone ({chance})", record.loss)));

@@ -58,6 +58,7 @@ mod statistics;
 mod step;
 mod stream;
 mod tally;
+mod tiles;
 mod update;
 
 pub use balance::ClassWeights;

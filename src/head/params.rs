@@ -87,7 +87,7 @@ pub struct HeadParams {
     pub shuffle: bool,
     /// Strength of L2: `l2 / 2 * sum(kernel²)` is added to the mean loss that is minimized (cross-entropy; `ridge` half the
     /// squared error), not to the loss that is reported; 0 to 1e6. Left open: `adam` 0; `lbfgs` and `linfa` 1e-2; `ridge` chooses
-    /// by leaving each row out.
+    /// by leaving each row out, and of more than 2,048 features by the rows held out.
     pub l2: Option<f64>,
     /// Iterations after which `lbfgs` and `linfa` stop; at least 1. Left open: `lbfgs` 1,000, `linfa` 100.
     pub max_iterations: Option<u64>,
@@ -120,6 +120,15 @@ pub struct HeadParams {
     pub patience: Option<usize>,
     /// By how much `val_loss` must fall to count as lower (with `patience`); at least 0. Left open, 0.
     pub min_delta: Option<f64>,
+    /// Features that the head may use (`ridge`), at least 1: those are kept whose deletion would cost the objective most. Left open,
+    /// all.
+    pub budget: Option<usize>,
+    /// Whether, once everything is chosen on the hold-out, the head is fitted again on all rows (`ridge`); the hold-out's scores
+    /// stay those of the head that did not see it. Left open, no.
+    pub refit: Option<bool>,
+    /// Whether sufficient statistics are kept with the run (`ridge`), so that `--update` can bring the head up to date; they take
+    /// 4 bytes times the features squared. Left open, those of up to 4,096 features are.
+    pub keep_statistics: Option<bool>,
     /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order. Left
     /// open, half of the memory that is free.
     pub memory: Option<u64>,
@@ -151,6 +160,9 @@ impl Default for HeadParams {
             step_factor: None,
             patience: None,
             min_delta: None,
+            budget: None,
+            refit: None,
+            keep_statistics: None,
             memory: None,
         }
     }
@@ -173,6 +185,17 @@ impl HeadValidParams {
             Solver::Adam => 0.0,
             Solver::Lbfgs | Solver::Linfa | Solver::Ridge => 1e-2,
         })
+    }
+
+    /// Whether the head is fitted again on all rows.
+    pub fn refit(&self) -> bool {
+        self.refit.unwrap_or(false)
+    }
+
+    /// Whether statistics of so many features are kept.
+    pub fn keep_statistics(&self, features: usize) -> bool {
+        const MOST: usize = 4096;
+        self.keep_statistics.unwrap_or(features <= MOST && self.budget.is_none())
     }
 
     /// Iterations after which a solver stops.
@@ -239,6 +262,23 @@ impl HeadParams {
                 return wrong("group", group, "nothing without head.split = \"grouped\"; set that, or take the line out");
             }
             _ => {}
+        }
+        match self.budget {
+            Some(0) => return wrong("budget", &0, "at least 1 feature"),
+            Some(found) if self.solver != Solver::Ridge => {
+                return wrong("budget", &found, "nothing unless head.solver is \"ridge\"; take it out");
+            }
+            Some(_) if self.keep_statistics == Some(true) => {
+                let expected = "not with head.budget, which no update can keep to; take one of the two out";
+                return wrong("keep_statistics", &true, expected);
+            }
+            _ => {}
+        }
+        let of_ridge = [("refit", self.refit), ("keep_statistics", self.keep_statistics)];
+        for (name, found) in of_ridge {
+            if let (Some(found), true) = (found, self.solver != Solver::Ridge) {
+                return wrong(name, &found, "nothing unless head.solver is \"ridge\"; take it out");
+            }
         }
         if self.memory == Some(0) {
             return wrong("memory", &0, "at least 1 MiB");

@@ -20,8 +20,10 @@ use rayon::prelude::*;
 use super::features::Features;
 use super::fit::{Fitted, OnEpoch, Weights, check_lists, solved};
 use super::part::{Listed, OnPart, Part, Parts};
+use super::ridge::Given;
 use super::standardize::{BLOCK_ROWS, Moments, Standardization};
-use super::{Checkpoints, HeadError, HeadValidParams, Solver, adam};
+use super::statistics::{Change, Statistics};
+use super::{Checkpoints, HeadError, HeadValidParams, Solver, adam, ridge};
 
 /// Neighbouring rows that stay together until a window is shuffled.
 const PIECE: usize = 64;
@@ -58,8 +60,8 @@ pub struct Streamed<'a> {
     pub memory: usize,
 }
 
-/// Fits a head by `adam` as [`super::fit_resumable`] does, on features that are read anew in each epoch. With `shuffle` it sees
-/// the rows in another order than a fit in memory; without it, the bits are the same.
+/// Fits a head by `adam` or `ridge` as [`super::fit_resumable`] does, on features that are read anew in each pass.
+/// With `shuffle`, `adam` sees the rows in another order than a fit in memory; without it, the bits are the same.
 ///
 /// # Errors
 /// As [`super::fit_resumable`], when features cannot be read, the memory is too small for the batches, or another solver is
@@ -70,8 +72,8 @@ pub fn fit_streamed(
     checkpoints: Option<&mut Checkpoints<'_>>,
     on_epoch: OnEpoch<'_>,
 ) -> Result<Fitted, HeadError> {
-    if params.solver != Solver::Adam {
-        let expected = "adam for features that are not in memory; set head.solver = \"adam\", or raise head.memory";
+    if !matches!(params.solver, Solver::Adam | Solver::Ridge) {
+        let expected = "adam or ridge for features that are not in memory; set head.solver, or raise head.memory";
         return Err(HeadError::Parameter { name: "solver", found: params.solver.to_string(), expected });
     }
     let Streamed { source, train, holdout, classes, memory, .. } = *streamed;
@@ -79,6 +81,21 @@ pub fn fit_streamed(
     let listed = Listed { labels: &labels, train, holdout, classes: classes.len() };
     let window = Stream::room(source.width(), memory, params.batch_size.min(train.len()))?;
     let mut stream = Stream { source, listed, window, standardization: None, windows: Mutex::default() };
+    if params.solver == Solver::Ridge {
+        let mut statistics: Option<Statistics> = None;
+        stream.each_part(train, None, BLOCK_ROWS, &mut |part| {
+            let x = part.features.matrix();
+            match &mut statistics {
+                Some(statistics) => statistics.change(Change::Add, x, part.labels, part.order),
+                none => *none = Some(Statistics::of(x, part.labels, part.order, classes.len())),
+            }
+            Ok(())
+        })?;
+        let statistics = statistics.ok_or(HeadError::Ridge)?;
+        stream.standardization = Some(statistics.standardization());
+        let found = ridge::solve(params, Given { parts: &stream, statistics, classes }, on_epoch)?;
+        return solved(found, None, classes);
+    }
     if params.standardize() {
         let mut moments = Some(Moments::none(source.width()));
         stream.each_part(train, None, BLOCK_ROWS, &mut |part| {

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use super::HeadError;
 use super::dense::{BLOCK_ROWS, Dense};
 use super::fit::{Problem, Weights};
-use super::part::Part;
+use super::part::{Part, Parts};
 use crate::evaluate::{argmax, log_sum_exp};
 use crate::run::EpochRecord;
 
@@ -18,11 +19,20 @@ pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tal
 }
 
 /// The one record of a solver that has no epochs: the fitted layer's scores.
-pub(super) fn closed_record(weights: &Weights, problem: &Problem<'_>, start: Instant) -> EpochRecord {
+pub(super) fn closed_record(weights: &Weights, parts: &dyn Parts, start: Instant) -> Result<EpochRecord, HeadError> {
     let layer = weights.pack();
-    let seen = score(&layer, problem, problem.train);
-    let held = (!problem.holdout.is_empty()).then(|| score(&layer, problem, problem.holdout));
-    EpochRecord {
+    let score = |rows: &[usize]| {
+        let mut all = Tally::default();
+        let scored = parts.each_part(rows, None, BLOCK_ROWS, &mut |part| {
+            all.score(&layer, &part);
+            Ok(())
+        });
+        scored.map(|()| all)
+    };
+    let listed = parts.listed();
+    let seen = score(listed.train)?;
+    let held = if listed.holdout.is_empty() { None } else { Some(score(listed.holdout)?) };
+    Ok(EpochRecord {
         epoch: 1,
         loss: seen.mean_loss(),
         accuracy: seen.accuracy(),
@@ -30,7 +40,7 @@ pub(super) fn closed_record(weights: &Weights, problem: &Problem<'_>, start: Ins
         val_accuracy: held.as_ref().map(Tally::accuracy),
         seconds: start.elapsed().as_secs_f64(),
         learning_rate: None,
-    }
+    })
 }
 
 /// Summed loss and right answers.

@@ -126,7 +126,9 @@ impl Stage<'_> {
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, classes)?;
         let train = scoring.head(&head, "train", &rows.fitting, &division.train)?;
-        let validation = scoring.head(&head, "validation", &rows.fitting, &division.holdout)?;
+        // A head that was fitted again on all rows is not judged by those that it was chosen by.
+        let before = fitted.ridge.as_ref().and_then(|ridge| ridge.before_refit.as_ref());
+        let validation = scoring.head(before.unwrap_or(&head), "validation", &rows.fitting, &division.holdout)?;
         let test = rows.test.as_ref().map(|test| scoring.head(&head, "test", test, &all(test))).transpose()?.flatten();
         if validation.is_none() && test.is_none() {
             let remedy =
@@ -163,8 +165,13 @@ impl Stage<'_> {
             baselines: Vec::new(),
             head: settings,
         };
+        let mut trained = division.train;
+        if before.is_some() {
+            trained.extend(division.holdout);
+            trained.sort_unstable();
+        }
         let ridge = fitted.ridge.as_ref();
-        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, store, run, rows, &division.train)).transpose()?;
+        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, &trained)).transpose()?;
         let predictions = scoring.predictions;
         Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, pipeline)?;
         Ok(metrics)

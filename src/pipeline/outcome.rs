@@ -4,7 +4,7 @@ use super::fit::Rows;
 use super::scoring::Scoring;
 use super::streamed::Features;
 use super::{Pipeline, PipelineError};
-use crate::head::{Checkpoints, Head, Origin, Ridge, RidgePoint, Statistics};
+use crate::head::{Checkpoints, Head, HeadValidParams, Origin, Ridge, RidgePoint, Statistics};
 use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, TrainedRows};
 use crate::store::{Manifest, Place, Row, Store};
 
@@ -21,7 +21,8 @@ const LEFT_OUT: &str = "left_out.parquet";
 
 /// What a ridge fit leaves beside the head.
 pub(super) struct Kept<'r> {
-    pub(super) statistics: &'r Statistics,
+    /// None where they are not to be kept.
+    pub(super) statistics: Option<&'r Statistics>,
     pub(super) rows: TrainedRows,
     pub(super) origin: Origin,
     pub(super) path: &'r [RidgePoint],
@@ -33,6 +34,7 @@ impl<'r> Kept<'r> {
     pub(super) fn of<F: Features>(
         ridge: &'r Ridge,
         l2: f64,
+        params: &HeadValidParams,
         store: &Store,
         run: &RunDir,
         rows: &Rows<F>,
@@ -41,11 +43,15 @@ impl<'r> Kept<'r> {
         let Manifest { classes, key, .. } = store.manifest();
         let described = store.describe(&rows.splits)?;
         let trained = trained_rows(&described, train);
-        let mut scoring = Scoring::begin(run, LEFT_OUT, classes)?;
-        scoring.logits(ridge.left_out.clone(), "train", &rows.fitting, train)?;
+        let left_out = ridge.left_out.as_ref().map(|left_out| -> Result<_, PipelineError> {
+            let mut scoring = Scoring::begin(run, LEFT_OUT, classes)?;
+            scoring.logits(left_out.clone(), "train", &rows.fitting, train)?;
+            Ok(scoring.predictions)
+        });
         let origin = Origin { classes: classes.clone(), store_key: key.clone(), l2, logit_scale: ridge.logit_scale };
-        let left_out = Some(scoring.predictions);
-        Ok(Self { statistics: &ridge.statistics, rows: trained, origin, path: &ridge.path, left_out })
+        let left_out = left_out.transpose()?;
+        let statistics = params.keep_statistics(ridge.statistics.features()).then_some(&ridge.statistics);
+        Ok(Self { statistics, rows: trained, origin, path: &ridge.path, left_out })
     }
 }
 
@@ -83,8 +89,10 @@ impl Outcome<'_> {
             run.write_table(SWEEP, &sweep.table())?;
         }
         if let Some(Kept { statistics, rows, origin, path, left_out }) = self.kept {
-            run.write(Statistics::FILE, &statistics.to_bytes(&origin)?)?;
-            run.write(TrainedRows::FILE, &rows.to_bytes()?)?;
+            if let Some(statistics) = statistics {
+                run.write(Statistics::FILE, &statistics.to_bytes(&origin)?)?;
+                run.write(TrainedRows::FILE, &rows.to_bytes()?)?;
+            }
             if !path.is_empty() {
                 run.write_table(L2_PATH, path)?;
             }

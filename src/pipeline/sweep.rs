@@ -322,7 +322,7 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     };
     let mut resolved = pipeline.clone();
     resolved.settings.head = params;
-    let kept = fitted.ridge.as_ref().map(|ridge| Kept::of(ridge, fitted.l2, &store, &run, &rows, &all)).transpose()?;
+    let kept = fitted.ridge.as_ref().map(|ridge| Kept::of(ridge, fitted.l2, &checked, &store, &run, &rows, &all)).transpose()?;
     let predictions = scoring.predictions;
     Written { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(&run, &resolved)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics })

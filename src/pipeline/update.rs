@@ -46,7 +46,8 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     }
     for name in [Statistics::FILE, TrainedRows::FILE] {
         if !run.file(name).is_file() {
-            return Err(refused(format!("{} is missing; fit the head again without --update", run.file(name).display())));
+            let remedy = "fit the head again without --update (more than 4,096 features: with head.keep_statistics = true)";
+            return Err(refused(format!("{} is missing; {remedy}", run.file(name).display())));
         }
     }
     let store = Store::open(&pipeline.features)?;
@@ -73,8 +74,8 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let division = divide(&store, &params, &ids, &labels, first..ids.len())?;
     division.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
     let (mut train, mut holdout) = (division.train, division.holdout);
-    if metrics.sweep.is_some() {
-        // The last fit of a sweep was on all of them.
+    if metrics.sweep.is_some() || params.refit == Some(true) {
+        // The last fit was on all of them.
         train.append(&mut holdout);
         train.sort_unstable();
     }
@@ -147,7 +148,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let history = run.history()?;
     let rows = trained_rows(&described, &train);
     let origin = Origin { classes: classes.clone(), store_key: manifest.key.clone(), l2: origin.l2, logit_scale };
-    let kept = Some(Kept { statistics: &statistics, rows, origin, path: &[], left_out: None });
+    let kept = Some(Kept { statistics: Some(&statistics), rows, origin, path: &[], left_out: None });
     let mut resolved = pipeline.clone();
     resolved.settings.head = params;
     Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept }

@@ -16,9 +16,10 @@ use ndarray::Array2;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 
-use super::{Statistics, TILE, tiles};
+use super::Statistics;
 use crate::head::HeadError;
 use crate::head::file::{little_endian, values};
+use crate::head::tiles::Tiles;
 
 /// Version of the file; another version is refused.
 const VERSION: u32 = 1;
@@ -58,9 +59,7 @@ impl Statistics {
         }
         let features = self.features();
         let mut gram = Vec::with_capacity(features * (features + 1) * 4);
-        for row in 0..features {
-            (0..=row).for_each(|column| gram.extend_from_slice(&self.gram_at(row, column).to_le_bytes()));
-        }
+        self.gram.lower().for_each(|value| gram.extend_from_slice(&value.to_le_bytes()));
         let sums: Vec<u8> = self.sums.iter().flat_map(|value| value.to_le_bytes()).collect();
         let rows: Vec<u8> = self.rows.iter().flat_map(|value| value.to_le_bytes()).collect();
         let pivot = little_endian(self.pivot.iter());
@@ -116,16 +115,11 @@ impl Statistics {
             of("sums", Dtype::F64, &[classes, features])?.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
         let rows: Vec<u64> = of("rows", Dtype::U64, &[classes])?.iter().map(|&bytes| u64::from_le_bytes(bytes)).collect();
         let mut statistics = Self::none(pivot, classes);
-        for ((i, j), tile) in tiles(features).zip(&mut statistics.gram) {
-            for column in 0..tile.ncols() {
-                for row in 0..tile.nrows() {
-                    let (i, j) = (i * TILE + row, j * TILE + column);
-                    // A tile on the diagonal is whole in memory.
-                    let (i, j) = (i.max(j), i.min(j));
-                    tile[(row, column)] = f64::from_le_bytes(gram[i * (i + 1) / 2 + j]);
-                }
-            }
-        }
+        statistics.gram = Tiles::from_fn(features, |i, j| {
+            // A tile on the diagonal is whole in memory.
+            let (i, j) = (i.max(j), i.min(j));
+            f64::from_le_bytes(gram[i * (i + 1) / 2 + j])
+        });
         statistics.sums = Array2::from_shape_vec((classes, features), sums).map_err(|error| error.to_string())?;
         statistics.rows = rows;
         let finite = statistics.sums.iter().all(|value| value.is_finite())
@@ -149,7 +143,7 @@ mod tests {
         let bytes = statistics.to_bytes(&origin).unwrap();
         let (again, found) = Statistics::from_bytes(&bytes).unwrap();
         assert_eq!((&again.rows, &again.sums, &again.pivot), (&statistics.rows, &statistics.sums, &statistics.pivot));
-        again.gram.iter().zip(&statistics.gram).for_each(|(a, b)| assert_eq!(a, b));
+        assert!(again.gram == statistics.gram);
         assert_eq!(found, origin);
         assert_eq!(again.to_bytes(&origin).unwrap(), bytes);
         for length in (0..bytes.len()).step_by(997) {

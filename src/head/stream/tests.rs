@@ -179,3 +179,22 @@ fn what_cannot_be_is_refused() {
     let error = refused(HeadParams::default(), Streamed { train: &[], ..case.streamed() });
     assert!(error.contains("no row is left for training"), "{error}");
 }
+
+#[test]
+fn least_squares_in_passes_is_that_in_memory() {
+    let case = Case::new();
+    for (l2, refit) in [(None, None), (Some(0.1), Some(true))] {
+        let params = HeadParams { solver: Solver::Ridge, l2, refit, ..HeadParams::default() }.check().unwrap();
+        let mut go_on = |_: &_| ControlFlow::Continue(());
+        let streamed = fit_streamed(&params, &case.streamed(), None, &mut go_on).unwrap();
+        let expected = fit(&params, &case.examples(), &mut go_on).unwrap();
+        assert!((streamed.l2 / expected.l2 - 1.0).abs() < 1e-12);
+        for (found, expected) in streamed.head.kernel().iter().zip(expected.head.kernel()) {
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
+        let (found, expected) = (streamed.ridge.unwrap(), expected.ridge.unwrap());
+        let answers = found.left_out.unwrap() - expected.left_out.unwrap();
+        assert!(answers.iter().all(|difference| difference.abs() < 1e-4));
+        assert_eq!(found.statistics.count(), expected.statistics.count());
+    }
+}
