@@ -92,6 +92,7 @@ fn store(dir: &Path) -> (Array2<f32>, Vec<Option<i32>>) {
         key_parts: serde_json::from_value::<KeyParts>(key_parts).unwrap(),
         classes: (0..CLASSES).map(|class| class.to_string()).collect(),
         dimension: WIDTH,
+        segments: Vec::new(),
         source: SourceRecord { name: "s".into(), kind: "k".into(), fingerprint: "f".into(), sorted_by_class: false },
     };
     let mut writer = StoreWriter::open(target, false).unwrap();

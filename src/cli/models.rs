@@ -9,7 +9,7 @@ use super::say;
 use super::shell::Shell;
 use crate::assets::{Finder, Located};
 use crate::extract::Backbone;
-use crate::onnx::{self, Inspection, Model};
+use crate::onnx::{self, Inspection, Layers, Model, Tap};
 
 /// Subcommands of `tlpipe models`.
 #[derive(Clone, Debug, Subcommand)]
@@ -27,6 +27,9 @@ pub enum ModelsCommand {
     Cut {
         #[command(flatten)]
         model: ModelArgs,
+        /// What is read: pooled, multi, multi-all, or tensors and patterns with commas between them.
+        #[arg(long, value_name = "LAYERS", default_value_t, hide_default_value = true)]
+        layers: Layers,
         /// File to write.
         #[arg(short, long, value_name = "FILE")]
         out: PathBuf,
@@ -56,24 +59,23 @@ pub fn main(command: &ModelsCommand, shell: &Shell<'_>) -> anyhow::Result<()> {
             })
         }
         ModelsCommand::Inspect(args) => inspect(&finder.model(&args.model, context.observe)?, args, output),
-        ModelsCommand::Cut { model, out } => {
+        ModelsCommand::Cut { model, layers, out } => {
             let located = finder.model(&model.model, context.observe)?;
             let same = |path: &std::path::Path| std::fs::canonicalize(path).ok();
             if same(out).is_some() && same(out) == same(&located.path) {
                 anyhow::bail!("{}: this is the model itself; name another file with -o", out.display());
             }
-            let backbone = Backbone::load(&located, model.cut.as_deref(), None)?;
+            let backbone = Backbone::load(&located, model.cut.as_deref(), layers, None)?;
             std::fs::write(out, backbone.model()).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
-            let result =
-                json!({ "path": out, "cut": backbone.cut(), "features": backbone.width(), "bytes": backbone.model().len() });
+            let result = json!({
+                "path": out, "cut": backbone.cut(), "segments": backbone.segments(), "features": backbone.width(),
+                "bytes": backbone.model().len()
+            });
             output.result(&result, || {
-                format!(
-                    "{}: cut at {} ({}), {} features",
-                    out.display(),
-                    backbone.cut().tensor,
-                    backbone.cut().reason,
-                    backbone.width()
-                )
+                let depths = backbone.segments().len();
+                let from = if depths > 1 { format!(" of {depths} tensors") } else { String::new() };
+                let (cut, width) = (backbone.cut(), backbone.width());
+                format!("{}: cut at {} ({}), {width} features{from}", out.display(), cut.tensor, cut.reason)
             })
         }
     }
@@ -100,7 +102,7 @@ fn list(finder: &Finder, output: say::Output) -> anyhow::Result<()> {
 fn inspect(located: &Located, args: &ModelArgs, output: say::Output) -> anyhow::Result<()> {
     let model = Model::from_bytes(&located.read()?, &located.path.display().to_string())?;
     let inspection = onnx::inspect(&model, args.cut.as_deref())?;
-    let backbone = Backbone::load(located, args.cut.as_deref(), None).ok();
+    let backbone = Backbone::load(located, args.cut.as_deref(), &Layers::Pooled, None).ok();
     let mut json = serde_json::to_value(&inspection)?;
     json["sha256"] = located.sha256.clone().into();
     json["preprocessing"] = serde_json::to_value(backbone.as_ref().map(Backbone::pixels))?;
@@ -128,6 +130,7 @@ fn text(located: &Located, inspection: &Inspection, backbone: Option<&Backbone>)
     if let Some(problem) = &inspection.problem {
         lines.push(format!("  no cut         {problem}"));
     }
+    lines.extend(taps(inspection));
     let features = inspection.features.map_or("depends on the image size".to_owned(), |width| width.to_string());
     lines.push(format!("  features       {features}"));
     if let Some(backbone) = backbone {
@@ -137,6 +140,28 @@ fn text(located: &Located, inspection: &Inspection, backbone: Option<&Backbone>)
         lines.extend(backbone.assumptions().iter().map(|assumption| format!("  assumed        {assumption}")));
     }
     lines.join("\n")
+}
+
+/// What `--layers` can read, a line each.
+fn taps(inspection: &Inspection) -> Vec<String> {
+    let (taps, cut) = (&inspection.taps, inspection.features.unwrap_or(0));
+    let all = format!("multi-all: all {} and the cut, {} values", taps.len(), say::count(wide(taps.iter()) + cut));
+    let multi: Vec<&Tap> = taps.iter().filter(|tap| tap.multi).collect();
+    let some = format!("multi: those with *, {} and the cut, {} values", multi.len(), say::count(wide(multi) + cut));
+    if taps.is_empty() {
+        return Vec::new();
+    }
+    let positions = |tap: &Tap| tap.positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+    let rows = taps.iter().map(|tap| {
+        let star = if tap.multi { "*" } else { "" };
+        vec![format!("    {}", tap.tensor), star.into(), tap.channels.to_string(), positions(tap), tap.produced_by.clone()]
+    });
+    let table = say::table(&["  taps, early to late", "", "channels", "positions", "made by"], rows);
+    [some, all].into_iter().map(|line| format!("  --layers       {line}")).chain(table.lines().map(str::to_owned)).collect()
+}
+
+fn wide<'t>(taps: impl IntoIterator<Item = &'t Tap>) -> usize {
+    taps.into_iter().map(|tap| tap.channels).sum()
 }
 
 fn some(text: &str) -> &str {

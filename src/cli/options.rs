@@ -70,6 +70,9 @@ pub struct ImageArgs {
     /// Tensor to read instead of the one before the classifier [backbone.cut].
     #[arg(long, value_name = "TENSOR")]
     cut: Option<String>,
+    /// What is read of the backbone: pooled, multi, multi-all, or tensors and patterns with commas between them [backbone.layers].
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<String>,
     /// Pixel values the backbone expects: tensorflow, imagenet, unit or raw [backbone.pixels].
     #[arg(long, value_name = "SCALE")]
     pixels: Option<String>,
@@ -187,6 +190,7 @@ impl ImageArgs {
             integer("backbone.input_size", self.input_size),
             text("backbone.resize", self.resize.as_ref()),
             text("backbone.cut", self.cut.as_ref()),
+            text("backbone.layers", self.layers.as_ref()),
             text("backbone.pixels", self.pixels.as_ref()),
             integer("runtime.batch", self.batch),
         ]

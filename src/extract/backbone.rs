@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::assets::{AssetError, Located};
 use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat};
-use crate::onnx::{self, Cut, Model, OnnxError};
+use crate::onnx::{self, Cut, Layers, Model, OnnxError};
 use crate::runtime::Precision;
-use crate::store::{KeyParts, STORE_SCHEMA};
+use crate::store::{KeyParts, STORE_SCHEMA, Segment, depths};
 
 /// Why a network cannot serve as a backbone.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,8 @@ pub struct Backbone {
     blake3: String,
     model: Vec<u8>,
     cut: Cut,
-    width: usize,
+    layers: Layers,
+    segments: Vec<Segment>,
     pixels: PixelFormat,
     native_side: Option<u32>,
     fixed_side: Option<u32>,
@@ -84,17 +85,26 @@ pub struct Backbone {
 }
 
 impl Backbone {
-    /// Reads a network and cuts it: at `cut`, or before its top. Its pixels are what `pixels` says, else its card, else its
+    /// Reads a network and cuts it: at `cut`, or before its top; `layers` says what is read before that besides. Its pixels are what `pixels` says, else its card, else its
     /// graph; what had to be assumed is in [`Self::assumptions`].
     ///
     /// # Errors
     /// When the file cannot be read, is no image network, or cannot be cut.
-    pub fn load(located: &Located, cut: Option<&str>, pixels: Option<PixelScale>) -> Result<Self, BackboneError> {
+    pub fn load(
+        located: &Located,
+        cut: Option<&str>,
+        layers: &Layers,
+        pixels: Option<PixelScale>,
+    ) -> Result<Self, BackboneError> {
         let bytes = located.read()?;
         let file = located.path.clone();
         let model = Model::from_bytes(&bytes, &file.display().to_string())?;
         let place = onnx::find_cut(&model, cut)?;
-        let without_top = onnx::cut(&model, &place)?;
+        if place.features.is_none() {
+            return Err(BackboneError::Width { model: file, tensor: place.tensor });
+        }
+        let segments = onnx::segments(&model, &place, layers)?;
+        let without_top = onnx::cut_segments(&model, &segments)?;
         let input = onnx::input(&without_top)?;
         let layout = match input.layout {
             onnx::Layout::Nchw => Layout::Nchw,
@@ -143,8 +153,12 @@ impl Backbone {
             sha256: located.sha256.clone(),
             blake3: blake3::hash(&bytes).to_hex().to_string(),
             model: without_top.to_bytes(),
-            width: place.features.ok_or_else(|| BackboneError::Width { model: file.clone(), tensor: place.tensor.clone() })?,
             cut: place,
+            layers: layers.clone(),
+            segments: segments
+                .into_iter()
+                .map(|onnx::Segment { tensor, offset, width }| Segment { tensor, offset, width })
+                .collect(),
             native_side: card.map(|card| card.side).or(declared.side),
             fixed_side: input.side,
             fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()),
@@ -176,7 +190,17 @@ impl Backbone {
 
     /// Width D of a feature row.
     pub fn width(&self) -> usize {
-        self.width
+        self.segments.last().map_or(0, |last| last.offset + last.width)
+    }
+
+    /// What was asked to be read.
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// The tensors that make a feature row, in ascending depth; the last is that of [`Self::cut`].
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
     }
 
     /// What it expects of a pixel.
@@ -198,6 +222,14 @@ impl Backbone {
     /// The tensor that is read, and why.
     pub fn cut(&self) -> &Cut {
         &self.cut
+    }
+
+    /// What is read of it, for people: `cut at pool`, or `· multi-all · 35 tensors · 15552 values`.
+    pub fn reads(&self) -> String {
+        match depths(&self.layers.to_string(), &self.segments) {
+            Some(depths) => format!("· {depths}"),
+            None => format!("cut at {}", self.cut.tensor),
+        }
     }
 
     /// Images a batch, where the network takes no other number.
@@ -240,7 +272,7 @@ impl Backbone {
     pub fn key_parts(&self, spec: &ImageSpec, provider: &str, precision: Precision) -> KeyParts {
         KeyParts {
             backbone: self.blake3.clone(),
-            cut: vec![self.cut.tensor.clone()],
+            cut: self.segments.iter().map(|segment| segment.tensor.clone()).collect(),
             input_size: spec.side,
             resize: spec.resize.to_string(),
             preprocessing: spec.pixels.to_string(),

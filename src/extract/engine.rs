@@ -118,6 +118,7 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
         key_parts: plan.backbone.key_parts(&plan.spec, &ran_on.provider.to_lowercase(), plan.compute.precision()),
         classes: plan.dataset.classes().to_vec(),
         dimension: plan.backbone.width(),
+        segments: plan.backbone.segments().to_vec(),
         source: plan.source.clone(),
     };
     let mut writer = StoreWriter::open(target, plan.rebuild)?;

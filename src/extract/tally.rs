@@ -143,6 +143,7 @@ impl<'a> Tally<'a> {
             model_file: plan.backbone.file().display().to_string(),
             model_sha256: plan.backbone.sha256().to_owned(),
             cut_reason: plan.backbone.cut().reason.to_string(),
+            layers: plan.backbone.layers().to_string(),
             splits: self.splits,
             tlpipe: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -89,6 +89,64 @@ pub enum OnnxError {
         /// Tensors that may serve, the last of the graph first.
         candidates: Vec<String>,
     },
+    /// No feature map was found before the cut.
+    #[error(
+        "{origin}: no feature map is found before the cut, {cut:?}; use --layers pooled, or name tensors with --layers TENSOR,TENSOR"
+    )]
+    NoTaps {
+        /// The model.
+        origin: String,
+        /// The tensor that it is cut at.
+        cut: String,
+    },
+    /// A name or pattern of `layers` fits no tensor.
+    #[error("{origin}: `layers` names {name:?}, and no tensor fits that{}; `tlpipe models inspect FILE` lists the taps", meant(.nearest))]
+    UnknownLayer {
+        /// The model.
+        origin: String,
+        /// The name or pattern that was given.
+        name: String,
+        /// What is most like it, best first.
+        nearest: Vec<String>,
+    },
+    /// A tensor that `layers` names has no positions to average over, or does not stand before the cut.
+    #[error(
+        "{origin}: `layers` names the tensor {tensor:?}, which is no feature map before the cut: {reason}; `tlpipe models inspect FILE` lists the taps"
+    )]
+    NoMap {
+        /// The model.
+        origin: String,
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A pattern of `layers` that is none.
+    #[error(
+        "{origin}: `layers` has the pattern {pattern:?}, which is none ({reason}); * stands for any text, ? for a character, [abc] for one of these"
+    )]
+    BadPattern {
+        /// The model.
+        origin: String,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The layers make a row that no head can take.
+    #[error(
+        "{origin}: {tensors} tensors make {values} values an image, more than the limit of {most}; name fewer with --layers, or use --layers multi"
+    )]
+    TooWide {
+        /// The model.
+        origin: String,
+        /// Number of tensors.
+        tensors: usize,
+        /// Values that they give.
+        values: usize,
+        /// The limit.
+        most: usize,
+    },
     /// The model's image size is fixed and not a square.
     #[error(
         "{origin}: takes images of {height} x {width} pixels only, and tlpipe makes square ones; export it for a square input or with open height and width"
@@ -105,6 +163,14 @@ pub enum OnnxError {
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!(" (candidates: {})", names.join(", ")) }
+}
+
+fn meant(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => format!("; did you mean {one}?"),
+        many => format!("; did you mean one of: {}?", many.join(", ")),
+    }
 }
 
 fn did_you_mean(names: &[String]) -> String {

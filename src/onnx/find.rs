@@ -108,17 +108,17 @@ pub fn find_cut(model: &Model, named: Option<&str>) -> Result<Cut, OnnxError> {
     }
 }
 
-struct Finder<'m> {
-    model: &'m Model,
-    graph: &'m Graph<'m>,
-    dependents: std::collections::HashSet<&'m str>,
+pub(super) struct Finder<'m> {
+    pub(super) model: &'m Model,
+    pub(super) graph: &'m Graph<'m>,
+    pub(super) dependents: std::collections::HashSet<&'m str>,
     input: &'m str,
     fixed_size: bool,
     /// Batch size of both probes.
     batch: i64,
-    native: Shapes<'m>,
+    pub(super) native: Shapes<'m>,
     /// The same for images of twice the side.
-    larger: Shapes<'m>,
+    pub(super) larger: Shapes<'m>,
 }
 
 /// What a node is on the way back from the scores.
@@ -150,7 +150,7 @@ struct Walk<'m> {
 }
 
 impl<'m> Finder<'m> {
-    fn new(model: &'m Model, graph: &'m Graph<'m>, input: &'m Input) -> Self {
+    pub(super) fn new(model: &'m Model, graph: &'m Graph<'m>, input: &'m Input) -> Self {
         let (batch, side) = (input.batch().unwrap_or(2), open::native_side(input));
         let probe = |side| Shapes::infer(graph, model.opset(), &input.name, &input.layout.shape(batch, side, side));
         // A fixed size need not be a square.
@@ -163,7 +163,7 @@ impl<'m> Finder<'m> {
         Self { model, graph, dependents: graph.dependents(name), input: name, fixed_size, batch, native, larger: probe(2 * side) }
     }
 
-    fn named(&self, name: &str) -> Result<Cut, OnnxError> {
+    pub(super) fn named(&self, name: &str) -> Result<Cut, OnnxError> {
         if !self.graph.computed().any(|tensor| tensor == name) {
             if self.graph.is_initializer(name) || self.graph.proto.input.iter().any(|input| input.name() == name) {
                 return Err(self.not_features(name, "it is an input or a weight, which no layer makes".to_owned()));
@@ -264,12 +264,12 @@ impl<'m> Finder<'m> {
     }
 
     /// A pooling of fixed size that leaves one position of the native map.
-    fn is_global(&self, node: &NodeProto) -> bool {
+    pub(super) fn is_global(&self, node: &NodeProto) -> bool {
         let Some(output) = node.output.first().and_then(|output| self.native.shape(output)) else { return false };
         output.len() == 4 && output[2..] == [Some(1), Some(1)]
     }
 
-    fn reduces_positions(&self, node: &NodeProto) -> bool {
+    pub(super) fn reduces_positions(&self, node: &NodeProto) -> bool {
         let (Some(axes), Some(input)) = (self.native.list(node, "axes", 1), self.native.input(node, 0)) else { return false };
         let rank = i64::try_from(input.len()).unwrap_or(i64::MAX);
         !axes.is_empty() && axes.len() + 2 <= input.len() && axes.iter().all(|&axis| axis.rem_euclid(rank.max(1)) != 0)
@@ -292,8 +292,7 @@ impl<'m> Finder<'m> {
 
     /// Whether something with weights stands between the image and a tensor.
     fn is_learned(&self, tensor: &str) -> bool {
-        let weighted = |node: &NodeProto| matches!(node.op_type(), "Conv" | "Gemm" | "MatMul") || !node.domain().is_empty();
-        self.graph.ancestors(tensor).iter().any(|&index| weighted(&self.graph.proto.node[index]))
+        self.graph.ancestors(tensor).iter().any(|&index| has_weights(&self.graph.proto.node[index]))
     }
 
     /// SqueezeNet's top: a 1x1 convolution to the classes, and the pooling after it.
@@ -353,16 +352,21 @@ impl<'m> Finder<'m> {
             let (origin, candidates) = (self.model.origin().to_owned(), self.candidates());
             return Err(OnnxError::OtherInput { origin, tensor: tensor.to_owned(), input: other.to_owned(), candidates });
         }
+        let (pooling, features) = self.row(tensor).map_err(|reason| self.not_features(tensor, reason))?;
+        Ok(Cut { tensor: tensor.to_owned(), reason, features, pooling })
+    }
+
+    /// How a tensor becomes one row an image, and the row's width; the error is the reason why it cannot.
+    pub(super) fn row(&self, tensor: &str) -> Result<(Pooling, Option<usize>), String> {
         if !self.dependents.contains(tensor) {
-            return Err(self.not_features(tensor, "it does not depend on the image".to_owned()));
+            return Err("it does not depend on the image".to_owned());
         }
         let is_float = |kind| matches!(kind, DataType::Float | DataType::Float16 | DataType::Bfloat16 | DataType::Double);
         if let Some(kind) = self.graph.element_type(tensor).filter(|&kind| !is_float(kind)) {
             let kind = kind.as_str_name().to_lowercase();
-            return Err(self.not_features(tensor, format!("it holds {kind} values, and features are floating-point")));
+            return Err(format!("it holds {kind} values, and features are floating-point"));
         }
-        let (pooling, features) = self.pooling(tensor).map_err(|reason| self.not_features(tensor, reason))?;
-        Ok(Cut { tensor: tensor.to_owned(), reason, features, pooling })
+        self.pooling(tensor)
     }
 
     fn pooling(&self, tensor: &str) -> Result<(Pooling, Option<usize>), String> {
@@ -433,16 +437,31 @@ impl<'m> Finder<'m> {
     }
 
     fn unknown(&self, name: &str) -> OnnxError {
+        let nearest = self.nearest(name, self.graph.computed());
+        OnnxError::UnknownTensor { origin: self.model.origin().to_owned(), name: name.to_owned(), nearest }
+    }
+
+    /// Up to five of the tensors whose names are most like one that is not there, best first.
+    pub(super) fn nearest(&self, name: &str, tensors: impl Iterator<Item = &'m str>) -> Vec<String> {
         let likeness = |tensor: &str| strsim::jaro_winkler(&name.to_lowercase(), &tensor.to_lowercase());
-        let mut tensors: Vec<(f64, &str)> = self.graph.computed().map(|tensor| (likeness(tensor), tensor)).collect();
+        let mut tensors: Vec<(f64, &str)> = tensors.map(|tensor| (likeness(tensor), tensor)).collect();
         tensors.sort_by(|a, b| b.0.total_cmp(&a.0));
         // A node's name is easily taken for its output's.
         let of_node = self.graph.proto.node.iter().find(|node| node.name() == name).and_then(|node| node.output.first());
         let like = tensors.into_iter().filter(|(likeness, _)| *likeness > 0.7).map(|(_, tensor)| tensor);
-        let mut nearest: Vec<String> = of_node.map(String::as_str).into_iter().chain(like).map(str::to_owned).collect();
-        nearest.truncate(5);
-        OnnxError::UnknownTensor { origin: self.model.origin().to_owned(), name: name.to_owned(), nearest }
+        let mut nearest: Vec<String> = Vec::new();
+        for tensor in of_node.map(String::as_str).into_iter().chain(like) {
+            if nearest.len() < 5 && !nearest.iter().any(|known| known == tensor) {
+                nearest.push(tensor.to_owned());
+            }
+        }
+        nearest
     }
+}
+
+/// Whether a node is a layer that learns.
+pub(super) fn has_weights(node: &NodeProto) -> bool {
+    matches!(node.op_type(), "Conv" | "Gemm" | "MatMul") || !node.domain().is_empty()
 }
 
 /// Operators that may be a dense layer in another form.

@@ -9,6 +9,7 @@ use super::hints::{Hints, hints};
 use super::input::{Input, input};
 use super::model::Model;
 use super::proto::TensorProto;
+use super::taps::{Tap, taps};
 
 /// What a model is, and what would be done with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -25,6 +26,8 @@ pub struct Inspection {
     pub features: Option<usize>,
     /// The image input of the cut model: what stays fixed in its `shape` cannot be opened.
     pub cut_input: Option<Input>,
+    /// Feature maps before the cut that `layers` can read, in ascending depth.
+    pub taps: Vec<Tap>,
     /// Why the model cannot be cut by itself, and what to do.
     pub problem: Option<String>,
     /// What the graph says about preprocessing.
@@ -52,6 +55,7 @@ pub fn inspect(model: &Model, named: Option<&str>) -> Result<Inspection, OnnxErr
         Err(error) => return Err(error),
     };
     let cut_input = place.as_ref().ok().map(|place| input(&cut(model, place)?)).transpose()?;
+    let taps = place.as_ref().map_or(Ok(Vec::new()), |place| taps(model, place))?;
     let graph = model.graph();
     let producer = format!("{} {}", model.proto().producer_name(), model.proto().producer_version());
     let size = |tensor: &TensorProto| tensor.dims.iter().fold(1_i64, |product, &dim| product.saturating_mul(dim));
@@ -61,6 +65,7 @@ pub fn inspect(model: &Model, named: Option<&str>) -> Result<Inspection, OnnxErr
         outputs: graph.output.iter().map(|output| output.name().to_owned()).collect(),
         features: place.as_ref().ok().and_then(|place| place.features),
         cut_input,
+        taps,
         problem: place.as_ref().err().cloned(),
         cut: place.ok(),
         hints: hints(model)?,

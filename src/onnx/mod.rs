@@ -4,7 +4,9 @@
 //! file ──Model::read──▶ Model ──input──▶ Input      what the model takes
 //!                         ├─────find_cut──▶ Cut     where the features are, and why
 //!                         ├─────hints──▶ Hints      what the graph says about preprocessing
-//!                         └─────cut(&Cut)──▶ Model  image in, one output `embedding` [N, D] float32
+//!                         ├─────cut(&Cut)──▶ Model  image in, one output `embedding` [N, D] float32
+//!                         ├─────taps(&Cut)──▶ [Tap] feature maps before the cut
+//!                         └─────segments(&Cut, &Layers)──▶ [Segment] ──cut_segments──▶ Model  several depths in one row
 //! ```
 //!
 //! No shape is taken on trust: most exports carry none for their inner tensors, and those they carry hold for one size only.
@@ -31,10 +33,12 @@ mod graph;
 mod hints;
 mod input;
 mod inspect;
+mod layers;
 mod model;
 mod open;
 mod rules;
 mod shapes;
+mod taps;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -44,10 +48,12 @@ mod tests;
 #[rustfmt::skip]
 pub mod proto;
 
-pub use cut::{EMBEDDING, cut};
+pub use cut::{EMBEDDING, cut, cut_segments};
 pub use error::OnnxError;
 pub use find::{Cut, CutReason, Pooling, find_cut};
 pub use hints::{ChannelOrder, Hints, Preprocessing, hints};
 pub use input::{Input, InputType, Layout, input};
 pub use inspect::{Inspection, inspect};
+pub use layers::{Layers, Segment, segments};
 pub use model::Model;
+pub use taps::{Tap, taps};

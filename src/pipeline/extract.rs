@@ -93,7 +93,8 @@ impl Stage {
             }
         }
         let located = Finder::new(context.search.clone())?.model(&settings.backbone.model, context.observe)?;
-        let backbone = Backbone::load(&located, settings.backbone.cut.as_deref(), settings.backbone.pixels)?;
+        let backbone =
+            Backbone::load(&located, settings.backbone.cut.as_deref(), &settings.backbone.layers, settings.backbone.pixels)?;
         let spec = ImageSpec {
             side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
             resize: settings.backbone.resize,
@@ -122,10 +123,10 @@ impl Stage {
             threads => threads,
         };
         (context.observe)(Event::Noted(format!(
-            "{what:<9} {} · {} cut at {} · {} px · {}, ONNX Runtime {}, {threads} thread{}",
+            "{what:<9} {} · {} {} · {} px · {}, ONNX Runtime {}, {threads} thread{}",
             self.source.name,
             self.backbone.name(),
-            self.backbone.cut().tensor,
+            self.backbone.reads(),
             self.spec.side,
             self.compute,
             runtime.version(),

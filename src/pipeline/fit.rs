@@ -80,9 +80,10 @@ impl Stage<'_> {
         }
         let classes = &manifest.classes;
         (context.observe)(Event::Noted(format!(
-            "fit-head  softmax {} → {} · {} · {} train, {} hold-out ({})",
+            "fit-head  softmax {} → {}{} · {} · {} train, {} hold-out ({})",
             manifest.dimension,
             classes.len(),
+            manifest.depths().map(|depths| format!(" · {depths}")).unwrap_or_default(),
             params.solver,
             division.train.len(),
             division.holdout.len(),

@@ -23,13 +23,14 @@ pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
 pub use report::{Reported, report};
-pub use settings::{BackboneSettings, DataSettings, Layers, OutputSettings, Override, RuntimeSettings, Settings};
+pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
 pub use update::update;
 
 use crate::assets::Search;
 use crate::events::Observer;
 use crate::head::ParamGuard as _;
+use crate::onnx::Layers;
 use crate::runtime::{Compute, RuntimeOptions};
 
 /// Anything that a stage can fail with.
@@ -237,6 +238,9 @@ impl Pipeline {
         if let (Some(_), Some(side)) = (&settings.data.source, settings.backbone.input_size) {
             name = format!("{name}-{side}");
         }
+        if settings.data.source.is_some() {
+            name.push_str(&suffix(&settings.backbone.layers));
+        }
         let features = output.features.clone().unwrap_or_else(|| Path::new("features").join(&name));
         let run = output.run.clone().unwrap_or_else(|| Path::new("runs").join(&name));
         for (key, path) in [("output.features", &features), ("output.run", &run)] {
@@ -286,6 +290,15 @@ fn is_inside(inner: &Path, outer: &Path) -> bool {
     !same_folder(inner, outer) && place(inner).zip(place(outer)).is_some_and(|(inner, outer)| inner.starts_with(outer))
 }
 
+/// What tells the folders of these layers from those of others.
+fn suffix(layers: &Layers) -> String {
+    match layers {
+        Layers::Pooled => String::new(),
+        Layers::Multi | Layers::MultiAll => format!("-{layers}"),
+        Layers::Named(_) => format!("-layers-{}", &blake3::hash(layers.to_string().as_bytes()).to_hex()[..8]),
+    }
+}
+
 /// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.
 fn short_name(source: &str) -> String {
     let stem = Path::new(source).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -307,6 +320,15 @@ mod tests {
         let pipeline = Pipeline::new(settings.clone(), None).unwrap();
         assert_eq!(pipeline.features, Path::new("features/pets-96"));
         assert_eq!(pipeline.run, Path::new("runs/pets-96"));
+        for (layers, features) in [
+            ("multi-all", "features/pets-96-multi-all"),
+            ("multi", "features/pets-96-multi"),
+            ("a/b, block_*/out", "features/pets-96-layers-"),
+        ] {
+            settings.backbone.layers = layers.parse().unwrap();
+            let pipeline = Pipeline::new(settings.clone(), None).unwrap();
+            assert!(pipeline.features.display().to_string().starts_with(features), "{}", pipeline.features.display());
+        }
         settings.output.run = Some("r".into());
         assert_eq!(Pipeline::new(settings, None).unwrap().run, Path::new("r"));
     }

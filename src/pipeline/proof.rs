@@ -6,6 +6,7 @@ use super::{Context, PipelineError};
 use crate::assets::Finder;
 use crate::extract::Backbone;
 use crate::image::ImageSpec;
+use crate::onnx::Layers;
 use crate::runtime::{Compute, Library, Runtime, SessionOptions};
 
 /// The network that is built in.
@@ -26,7 +27,7 @@ pub struct Proof {
 /// When the library does not start, or cannot do what is asked for.
 pub fn prove(library: &Library, compute: Compute, context: &Context<'_>) -> Result<Proof, PipelineError> {
     let located = Finder::new(context.search.clone())?.model(NETWORK, context.observe)?;
-    let backbone = Backbone::load(&located, None, None)?;
+    let backbone = Backbone::load(&located, None, &Layers::Pooled, None)?;
     let spec =
         ImageSpec { side: backbone.native_side(), resize: crate::image::Resize::Squash, pixels: backbone.pixels().clone() };
     let session = Runtime::start(library)?.session(backbone.model(), &SessionOptions { compute, threads: 1 })?;

@@ -89,7 +89,10 @@ fn facts(pipeline: &Pipeline, manifest: &Manifest) -> StoreFacts {
         backbone: BackboneFacts {
             name: text(|figures| &figures.model),
             sha256: text(|figures| &figures.model_sha256),
-            cut: parts.cut.join(", "),
+            cut: match manifest.depths() {
+                Some(depths) => format!("{} ({depths})", parts.cut.last().map_or("", String::as_str)),
+                None => parts.cut.join(", "),
+            },
             input_size: parts.input_size,
             preprocessing: format!("{} · {}", parts.resize, parts.preprocessing),
         },

@@ -9,6 +9,7 @@ use super::PipelineError;
 use crate::extract::PixelScale;
 use crate::head::HeadParams;
 use crate::image::Resize;
+use crate::onnx::Layers;
 use crate::runtime::{Compute, Device, Precision, Provider, UnknownDevice, Unreal};
 
 /// Threads above this are a slip of the finger.
@@ -62,17 +63,9 @@ pub struct BackboneSettings {
     pub cut: Option<String>,
     /// Pixel values the backbone expects, where neither its card nor its graph says.
     pub pixels: Option<PixelScale>,
-    /// `pooled`: the tensor before the classifier.
+    /// What is read: `pooled`, the tensor before the classifier; `multi` or `multi-all`, feature maps of every depth before it;
+    /// or the names of tensors, or patterns.
     pub layers: Layers,
-}
-
-/// Which tensors are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layers {
-    /// The tensor before the classifier.
-    #[default]
-    Pooled,
 }
 
 impl Default for BackboneSettings {
@@ -92,9 +85,10 @@ impl Default for BackboneSettings {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputSettings {
-    /// Folder of the feature store; `features/SOURCE-SIDE` where left out.
+    /// Folder of the feature store; `features/SOURCE-SIDE` where left out, `features/SOURCE-SIDE-LAYERS` for other layers than
+    /// `pooled`.
     pub features: Option<PathBuf>,
-    /// Folder of the run; `runs/SOURCE-SIDE` where left out.
+    /// Folder of the run; named in the same way below `runs` where left out.
     pub run: Option<PathBuf>,
 }
 

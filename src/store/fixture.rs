@@ -30,6 +30,7 @@ pub(crate) fn extraction() -> Extraction {
         model_file: "m".into(),
         model_sha256: "s".into(),
         cut_reason: "r".into(),
+        layers: "pooled".into(),
         splits: Vec::new(),
         tlpipe: "0".into(),
     }
@@ -67,7 +68,8 @@ pub(crate) fn write(
     change: impl Fn(usize, &mut Vec<f32>) + Sync,
 ) {
     let source = SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false };
-    let target = Target { dir: dir.into(), key_parts: parts(), classes: names(classes), dimension: width, source };
+    let segments = Vec::new();
+    let target = Target { dir: dir.into(), key_parts: parts(), classes: names(classes), dimension: width, segments, source };
     let mut writer = StoreWriter::open(target, false).unwrap();
     let mut start = 0;
     for &(split, rows) in splits {

@@ -43,7 +43,10 @@ impl KeyParts {
             .into_iter()
             .zip(wanted.named())
             .filter(|((_, have), (_, want))| have != want)
-            .map(|((name, have), (_, want))| format!("{name}: {have} in the store, {want} asked for"))
+            .map(|((name, have), (_, want))| match name {
+                "cut" if self.cut.len() + wanted.cut.len() > 2 => other_tensors(&self.cut, &wanted.cut),
+                _ => format!("{name}: {have} in the store, {want} asked for"),
+            })
             .collect()
     }
 
@@ -59,6 +62,25 @@ impl KeyParts {
             ("schema", self.schema.to_string()),
         ]
     }
+}
+
+/// What differs between two lists of tensors.
+fn other_tensors(have: &[String], want: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let count = |tensors: &[String]| match tensors {
+        [only] => format!("{only} alone"),
+        many => format!("{} tensors", many.len()),
+    };
+    let only = |where_: &str, these: &[String], those: &[String]| {
+        let mut names: Vec<&str> = these.iter().filter(|name| !those.contains(name)).map(String::as_str).collect();
+        let more = names.len().saturating_sub(SHOWN);
+        names.truncate(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        if names.is_empty() { String::new() } else { format!("; only {where_}: {}{more}", names.join(", ")) }
+    };
+    let (in_store, asked_for) = (only("in the store", have, want), only("asked for", want, have));
+    let order = if in_store.is_empty() && asked_for.is_empty() { "; the same in another order" } else { "" };
+    format!("layers: {} in the store, {} asked for{in_store}{asked_for}{order}", count(have), count(want))
 }
 
 #[cfg(test)]
@@ -96,6 +118,20 @@ pub(crate) mod tests {
             assert_eq!(base.differences(&other).len(), 1, "{other:?}");
         }
         assert_eq!(base.key(), parts().key());
+    }
+
+    #[test]
+    fn of_many_tensors_only_what_differs_is_named() {
+        let name = |number: usize| format!("block_{number}/out");
+        let all = KeyParts { cut: (0..35).map(name).collect(), ..parts() };
+        let few = KeyParts { cut: [name(30), "other".into(), name(34)].into(), ..parts() };
+        let said = all.differences(&few);
+        let expected = "layers: 35 tensors in the store, 3 tensors asked for; only in the store: block_0/out, block_1/out, \
+                        block_2/out and 30 more; only asked for: other";
+        assert_eq!(said, [expected]);
+        let one = KeyParts { cut: vec![name(34)], ..parts() };
+        let said = one.differences(&few);
+        assert_eq!(said, ["layers: block_34/out alone in the store, 3 tensors asked for; only asked for: block_30/out, other"]);
     }
 
     #[test]

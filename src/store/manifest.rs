@@ -28,6 +28,17 @@ pub struct SourceRecord {
     pub sorted_by_class: bool,
 }
 
+/// The values of a row that one tensor of the network gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// The tensor, averaged over its positions.
+    pub tensor: String,
+    /// The first of its values in the row.
+    pub offset: usize,
+    /// How many there are.
+    pub width: usize,
+}
+
 /// One Parquet file of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardRecord {
@@ -147,10 +158,24 @@ pub struct Extraction {
     pub model_sha256: String,
     /// Why the cut is where it is.
     pub cut_reason: String,
+    /// What was asked to be read: `pooled`, `multi`, `multi-all`, or the names of tensors.
+    #[serde(default = "pooled")]
+    pub layers: String,
     /// The splits in order.
     pub splits: Vec<SplitFigures>,
     /// Version of tlpipe.
     pub tlpipe: String,
+}
+
+/// Segments for people: `multi-all · 35 tensors · 15552 values`; none where there is one.
+pub fn depths(layers: &str, segments: &[Segment]) -> Option<String> {
+    let word = if ["multi", "multi-all"].contains(&layers) { layers } else { "layers by name" };
+    let values: usize = segments.iter().map(|segment| segment.width).sum();
+    (segments.len() > 1).then(|| format!("{word} · {} tensors · {values} values", segments.len()))
+}
+
+fn pooled() -> String {
+    "pooled".to_owned()
 }
 
 /// The manifest.
@@ -164,6 +189,9 @@ pub struct Manifest {
     pub key_parts: KeyParts,
     /// Width D of an embedding.
     pub dimension: usize,
+    /// The tensors that make a row, side by side, in ascending depth; a store of an earlier tlpipe records none and has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<Segment>,
     /// Class names; the index is the label.
     pub classes: Vec<String>,
     /// Where the images came from.
@@ -208,9 +236,20 @@ impl Manifest {
             Some(schema) => return Err(damaged(format!("store schema {schema}, this tlpipe knows schema {STORE_SCHEMA}"))),
             None => return Err(damaged("no schema version in it".into())),
         }
-        let manifest: Self = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        let mut manifest: Self = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
         if manifest.key != manifest.key_parts.key() {
             return Err(damaged("the key does not fit its parts".into()));
+        }
+        if manifest.segments.is_empty() {
+            let tensor = manifest.key_parts.cut.join(", ");
+            manifest.segments.push(Segment { tensor, offset: 0, width: manifest.dimension });
+        }
+        let end = manifest.segments.iter().try_fold(0, |end: usize, segment| {
+            let follows = segment.offset == end && segment.width > 0;
+            if follows { end.checked_add(segment.width) } else { None }
+        });
+        if end != Some(manifest.dimension) {
+            return Err(damaged(format!("its segments do not make up the {} values of a row", manifest.dimension)));
         }
         Ok(manifest)
     }
@@ -220,6 +259,11 @@ impl Manifest {
         let path = dir.join(name);
         let text = serde_json::to_vec_pretty(self).map_err(|error| StoreError::damaged(&path, error))?;
         persist(&path, |file| file.write_all(&text)).map_err(StoreError::write(&path))
+    }
+
+    /// What makes a row, for people; none where it is the tensor before the classifier alone.
+    pub fn depths(&self) -> Option<String> {
+        depths(self.extraction.as_ref().map_or("", |figures| figures.layers.as_str()), &self.segments)
     }
 
     /// Rows of a split.

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use index::{Index, KnownRow, OldRow};
 pub use key::KeyParts;
-pub use manifest::{Drift, Extraction, Manifest, ShardRecord, SourceRecord, SplitFigures, StageSeconds};
+pub use manifest::{Drift, Extraction, Manifest, Segment, ShardRecord, SourceRecord, SplitFigures, StageSeconds, depths};
 pub use quarantine::Quarantined;
 pub use reader::{Place, SplitFeatures, Store};
 pub use shard::Row;

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
-    Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, ShardRecord, SourceRecord,
+    Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, Segment, ShardRecord, SourceRecord,
     StoreError, pages, quarantine, shard,
 };
 
@@ -27,6 +27,8 @@ pub struct Target {
     pub classes: Vec<String>,
     /// Width D of an embedding.
     pub dimension: usize,
+    /// The tensors that make it; none stand for one.
+    pub segments: Vec<Segment>,
     /// Where the images come from.
     pub source: SourceRecord,
 }
@@ -110,6 +112,7 @@ impl StoreWriter {
             key: target.key_parts.key(),
             key_parts: target.key_parts,
             dimension: target.dimension,
+            segments: target.segments,
             classes: target.classes,
             source: target.source,
             complete: false,
@@ -420,6 +423,7 @@ mod tests {
             key_parts: key::tests::parts(),
             classes: vec!["cat".into(), "dog".into()],
             dimension: 3,
+            segments: Vec::new(),
             source: SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false },
         }
     }
