@@ -21,7 +21,7 @@ use super::features::Features;
 use super::fit::{Fitted, OnEpoch, Weights, check_lists, solved};
 use super::part::{Listed, OnPart, Part, Parts};
 use super::standardize::{BLOCK_ROWS, Moments, Standardization};
-use super::{Checkpoints, HeadError, HeadValidParams, Solver, adam};
+use super::{Checkpoints, HeadError, HeadValidParams, Solver, adam, lbfgs};
 
 /// Neighbouring rows that stay together until a window is shuffled.
 const PIECE: usize = 64;
@@ -59,7 +59,8 @@ pub struct Streamed<'a> {
 }
 
 /// Fits a head by `adam` as [`super::fit_resumable`] does, on features that are read anew in each epoch. With `shuffle` it sees
-/// the rows in another order than a fit in memory; without it, the bits are the same.
+/// the rows in another order than a fit in memory; without it, the bits are the same. `lbfgs` reads them anew in each evaluation
+/// of the objective, one or two an iteration, and finds the same optimum to rounding.
 ///
 /// # Errors
 /// As [`super::fit_resumable`], when features cannot be read, the memory is too small for the batches, or another solver is
@@ -70,14 +71,15 @@ pub fn fit_streamed(
     checkpoints: Option<&mut Checkpoints<'_>>,
     on_epoch: OnEpoch<'_>,
 ) -> Result<Fitted, HeadError> {
-    if params.solver != Solver::Adam {
-        let expected = "adam for features that are not in memory; set head.solver = \"adam\", or raise head.memory";
+    if !matches!(params.solver, Solver::Adam | Solver::Lbfgs) {
+        let expected = "adam or lbfgs for features that are not in memory; set head.solver to one of them, or raise head.memory";
         return Err(HeadError::Parameter { name: "solver", found: params.solver.to_string(), expected });
     }
     let Streamed { source, train, holdout, classes, memory, .. } = *streamed;
     let labels = check_lists(streamed.labels, source.width(), [train, holdout], classes)?;
     let listed = Listed { labels: &labels, train, holdout, classes: classes.len() };
-    let window = Stream::room(source.width(), memory, params.batch_size.min(train.len()))?;
+    let batch = if params.solver == Solver::Adam { params.batch_size.min(train.len()) } else { 1 };
+    let window = Stream::room(source.width(), memory, batch)?;
     let mut stream = Stream { source, listed, window, standardization: None, windows: Mutex::default() };
     if params.standardize() {
         let mut moments = Some(Moments::none(source.width()));
@@ -87,8 +89,12 @@ pub fn fit_streamed(
         })?;
         stream.standardization = moments.map(Moments::standardization);
     }
-    let initial = Weights::glorot_uniform(source.width(), classes.len(), params.seed);
-    let found = adam::solve(params, &stream, &initial, checkpoints, on_epoch)?;
+    let found = if params.solver == Solver::Lbfgs {
+        lbfgs::solve_parts(params, &stream, source.width(), on_epoch)?
+    } else {
+        let initial = Weights::glorot_uniform(source.width(), classes.len(), params.seed);
+        adam::solve(params, &stream, &initial, checkpoints, on_epoch)?
+    };
     solved(found, stream.standardization, classes)
 }
 

@@ -38,6 +38,8 @@ pub(super) fn closed_record(weights: &Weights, problem: &Problem<'_>, start: Ins
 pub(super) struct Tally {
     rows: usize,
     pub(super) loss: f64,
+    /// What is minimized; counted where a gradient is taken.
+    pub(super) objective: f64,
     right: usize,
 }
 
@@ -68,11 +70,16 @@ impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
         self.rows += other.rows;
         self.loss += other.loss;
+        self.objective += other.objective;
         self.right += other.right;
     }
 
     pub(super) fn mean_loss(&self) -> f64 {
         self.loss / self.rows as f64
+    }
+
+    pub(super) fn mean_objective(&self) -> f64 {
+        self.objective / self.rows as f64
     }
 
     pub(super) fn accuracy(&self) -> f64 {

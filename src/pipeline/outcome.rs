@@ -5,7 +5,7 @@ use super::scoring::Scoring;
 use super::streamed::Features;
 use super::{Pipeline, PipelineError};
 use crate::head::{Checkpoints, Head, Origin, Ridge, RidgePoint, Statistics};
-use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, TrainedRows};
+use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, SWEEP_JOURNAL, TrainedRows};
 use crate::store::{Manifest, Place, Row, Store};
 
 /// Predictions of every split.
@@ -93,6 +93,7 @@ impl Outcome<'_> {
             }
         }
         run.write_metrics(self.metrics)?;
+        run.remove(SWEEP_JOURNAL)?;
         Ok(run.remove(Checkpoints::FILE)?)
     }
 }
