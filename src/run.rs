@@ -11,6 +11,7 @@
 //!   report.html report.json
 //!   statistics.safetensors, statistics.parquet  of ridge: what the head follows from, and the rows it is of
 //!   l2_path.csv, left_out.parquet  of ridge: every strength of L2; each training row's answer by a fit without it
+//!   sweep.partial           only while a sweep runs or after it was stopped: what it has fitted
 //!   checkpoint.safetensors  only while a long fit runs or after it was stopped: where it goes on
 //! ```
 
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, Scaled, TopK};
+use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, ConfusionCell, Scaled, TopK};
 use crate::head::Checkpoints;
 use crate::persist::persist;
 pub use predictions::{Predictions, PredictionsWriter};
@@ -32,6 +33,9 @@ pub use rows::TrainedRows;
 
 /// Version of `metrics.json`; another version is refused.
 pub const METRICS_SCHEMA: u32 = 2;
+
+/// What a sweep has fitted so far; the file in a run folder is there only until the sweep is done.
+pub const SWEEP_JOURNAL: &str = "sweep.partial";
 
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +79,7 @@ pub struct SplitScore {
     pub rows: usize,
     /// Mean cross-entropy, natural logarithm.
     pub loss: f64,
-    /// Normal 95 % interval of `loss`, by its standard error; none for one row.
+    /// Percentile bootstrap 95 % interval of `loss`; none for one row.
     pub loss_interval: Option<[f64; 2]>,
     /// Share of rows whose most probable class is the label, 0 to 1.
     pub accuracy: f64,
@@ -97,6 +101,9 @@ pub struct SplitScore {
     pub scaled: Option<Scaled>,
     /// `[K][K]`, row the label, column the answer; none above 100 classes.
     pub confusion: Option<Vec<Vec<usize>>>,
+    /// The pairs of label and wrong answer that are confused most, the most frequent first; at most 20.
+    #[serde(default)]
+    pub confused: Vec<ConfusionCell>,
     /// One figure a class, in the order of the class list.
     pub per_class: Vec<ClassScore>,
 }
@@ -149,7 +156,7 @@ pub struct Trial {
     pub accuracy_interval: Option<[f64; 2]>,
     /// Mean cross-entropy of the same rows.
     pub loss: Option<f64>,
-    /// Wall time of its fits, seconds; those that share work divide it evenly.
+    /// Wall time of its fits, seconds; of those that share work, the first has it.
     pub seconds: f64,
     /// Why the fit failed.
     pub error: Option<String>,
@@ -199,6 +206,12 @@ impl SweepRecord {
 pub struct BaselineScore {
     /// `majority`, `nearest_mean`, `nearest_neighbours`.
     pub name: String,
+    /// Of `nearest_neighbours`: how many vote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k: Option<usize>,
+    /// Of `nearest_neighbours`: the temperature of their votes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Wall time, seconds.
     pub seconds: f64,
     /// On the hold-out.
@@ -234,6 +247,9 @@ pub struct Metrics {
     /// With early stopping, the epoch whose weights the head has.
     #[serde(default)]
     pub best_epoch: Option<usize>,
+    /// Whether an iterative solver of a convex problem came as near to the optimum as was asked for; none for the other solvers.
+    #[serde(default)]
+    pub converged: Option<bool>,
     /// Wall time of the fit alone, seconds; with that of the epochs before a checkpoint from which it went on.
     pub fit_seconds: f64,
     /// Wall time of loading the features, seconds.
@@ -322,8 +338,8 @@ impl RunDir {
         fs::create_dir_all(&self.path).and_then(|()| tempfile::tempfile_in(&self.path).map(drop)).map_err(unwritable)?;
         // The head is the first file of a run; folders beside it, such as a feature store, are the user's own.
         let mut files = self.path.read_dir().map_err(unwritable)?.flatten().filter(|entry| entry.path().is_file());
-        // A first fit that was stopped leaves its checkpoint alone.
-        let own = |name: &str| name.starts_with(".tmp-") || name == Checkpoints::FILE;
+        // A first fit or sweep that was stopped leaves these alone.
+        let own = |name: &str| name.starts_with(".tmp-") || [Checkpoints::FILE, SWEEP_JOURNAL].contains(&name);
         let foreign = !self.file("head.safetensors").is_file() && files.any(|entry| !own(&entry.file_name().to_string_lossy()));
         if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }
     }

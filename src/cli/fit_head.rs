@@ -24,6 +24,7 @@ pub struct FitHeadArgs {
     #[command(flatten)]
     head: HeadArgs,
     /// Try many settings on the hold-out and fit the best again on all training rows: L2, for adam learning rate and L2, or --grid.
+    /// A key that is set by a flag keeps its value. Stopped, the same command goes on from there.
     #[arg(long)]
     sweep: bool,
     /// What --sweep tries for a key of [head], as in l2=1e-4,1e-3,1e-2 or solver=adam,ridge or, with --draws, l2=1e-5..1; repeatable.
@@ -38,7 +39,8 @@ pub struct FitHeadArgs {
     /// Bring the run's ridge head up to date with the feature store, reading only the rows that came, went or were relabelled.
     #[arg(long, conflicts_with_all = ["sweep", "grid", "draws", "folds", "baselines", "shots"])]
     update: bool,
-    /// Score classifiers that need no fitting beside the head: majority, nearest class mean, 20 nearest neighbours.
+    /// Score classifiers that need no fitting beside the head: majority, nearest class mean, nearest neighbours [head.knn_k,
+    /// head.knn_temperature].
     #[arg(long)]
     baselines: bool,
     /// Also fit the head on so many training images of each class, as in 1,5,10,50.
@@ -56,19 +58,21 @@ pub fn main(args: &FitHeadArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         pipeline::update(&pipeline, &shell.context)?
     } else if args.sweep {
         let (draws, folds) = (args.draws.map(|draws| draws as usize), args.folds.map(|folds| folds as usize));
-        pipeline::sweep(&pipeline, &shell.context, &Plan { axes: args.grid.clone(), draws, folds })?
+        let fixed = args.head.overrides().into_iter().map(|flag| flag.key).chain(args.pipeline.set_keys());
+        let fixed = fixed.filter_map(|key| key.strip_prefix("head.").map(str::to_owned)).collect();
+        pipeline::sweep(&pipeline, &shell.context, &Plan { axes: args.grid.clone(), draws, folds, fixed })?
     } else {
         fit(&pipeline, shell, true)?
     };
     if args.baselines {
-        pipeline::baselines(&pipeline, &shell.context, &mut fit.metrics)?;
+        pipeline::baselines(&pipeline, &shell.context, &mut fit)?;
     }
     let mut result = serde_json::to_value(&fit.metrics)?;
     let numbers: Vec<usize> = args.shots.iter().map(|&shots| shots as usize).collect();
     let shots = if numbers.is_empty() {
         Vec::new()
     } else {
-        let shots = pipeline::few_shots(&pipeline, &shell.context, &numbers, args.repeats as usize)?;
+        let shots = pipeline::few_shots(&pipeline, &shell.context, &mut fit, &numbers, args.repeats as usize)?;
         result["shots"] = serde_json::to_value(&shots)?;
         shots
     };
@@ -108,7 +112,9 @@ fn baseline_table(fit: &Fit) -> Option<String> {
         .iter()
         .map(|baseline| {
             let of = |split: &Option<BaselineSplit>| shown(split.as_ref().map(|split| (split.accuracy, split.accuracy_interval)));
-            vec![baseline.name.replace('_', " "), of(&baseline.validation), of(&baseline.test), say::seconds(baseline.seconds)]
+            let name = baseline.name.replace('_', " ");
+            let name = baseline.k.map_or_else(|| name.clone(), |k| format!("{k} {name}"));
+            vec![name, of(&baseline.validation), of(&baseline.test), say::seconds(baseline.seconds)]
         })
         .collect();
     let of = |split: &Option<SplitScore>| shown(split.as_ref().map(|split| (split.accuracy, split.accuracy_interval)));
@@ -169,6 +175,9 @@ pub fn summary(pipeline: &Pipeline, fit: &Fit) -> String {
     };
     let mut lines: Vec<String> =
         [line("hold-out", &metrics.validation), line("test", &metrics.test)].into_iter().flatten().collect();
+    if metrics.converged == Some(false) {
+        lines.push(format!("  optimum   not reached by {} in {} iterations", metrics.solver, say::count(metrics.epochs)));
+    }
     lines.push(match fit.outcome {
         StageOutcome::Ran => format!(
             "  head      {} · fit {}, features read in {}",

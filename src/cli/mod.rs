@@ -65,7 +65,7 @@ struct Global {
     /// Say more (-vv: everything).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say only results and errors.
+    /// No progress: only results, warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// ONNX Runtime library to use (libonnxruntime.so).

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use toml::Value;
 
-use crate::pipeline::{Override, Pipeline, Settings};
+use crate::pipeline::{Override, Pipeline, Settings, same_folder};
 
 /// The pipeline file where none is named.
 const DEFAULT: &str = "tlpipe.toml";
@@ -240,20 +240,58 @@ impl PipelineArgs {
         Ok(Self { pipeline: Some(recorded).filter(|file| file.is_file()), ..self.clone() })
     }
 
-    /// The pipeline with every flag laid over it; `--set` wins over the named flags.
-    pub fn resolve(&self, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
+    /// Keys that `--set` sets.
+    pub fn set_keys(&self) -> impl Iterator<Item = String> {
+        self.set.iter().map(|set| set.key.clone())
+    }
+
+    /// The pipeline with every flag laid over it; `--set` wins over the named flags. What a user should know of it goes to `note`.
+    pub fn resolve(&self, flags: impl IntoIterator<Item = Override>, note: impl FnOnce(String)) -> anyhow::Result<Pipeline> {
         let default = Path::new(DEFAULT);
         let named = self.pipeline.as_deref().map(|path| if path.is_dir() { path.join(OF_RUN) } else { path.to_owned() });
         let file = named.or_else(|| default.is_file().then(|| default.to_owned()));
         let file = file.as_deref();
         let output = [text("output.features", self.features.as_ref()), text("output.run", self.run.as_ref())];
-        let overrides: Vec<Override> =
+        let mut overrides: Vec<Override> =
             flags.into_iter().chain(output.into_iter().flatten()).chain(self.set.iter().cloned()).collect();
         if file.is_none() && overrides.is_empty() {
             return Err(
                 Usage(format!("no pipeline: there is no {DEFAULT} here; name a pipeline file, or give --data PATH")).into()
             );
         }
+        if let Some(moved) = file.and_then(|file| moved_run(file).transpose()).transpose()?
+            && overrides.iter().all(|set| set.key != "output.run")
+        {
+            let MovedRun { folder, recorded } = moved;
+            note(format!(
+                "{} was recorded for {}: this works on {}, where it lies (--run names another folder)",
+                folder.join(OF_RUN).display(),
+                recorded.display(),
+                folder.display()
+            ));
+            overrides.push(Override { key: "output.run".into(), value: Value::String(folder.display().to_string()) });
+        }
         Ok(Pipeline::new(Settings::load(file, &overrides)?, file)?)
     }
+}
+
+/// A run that lies elsewhere than its recorded pipeline says: a copy.
+struct MovedRun {
+    folder: PathBuf,
+    recorded: PathBuf,
+}
+
+/// Whether a pipeline file is that of a run which was copied or moved.
+///
+/// # Errors
+/// When the file is that of a run and was cut short.
+fn moved_run(file: &Path) -> anyhow::Result<Option<MovedRun>> {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let is_of_run = file.file_name().is_some_and(|name| name == OF_RUN) && folder.join("head.safetensors").is_file();
+    if !is_of_run {
+        return Ok(None);
+    }
+    let Some(recorded) = Settings::recorded_run(file)? else { return Ok(None) };
+    Ok((!same_folder(&recorded, folder)).then(|| MovedRun { folder: folder.to_owned(), recorded }))
 }

@@ -56,10 +56,10 @@ fn table(reported: &Reported) -> Option<String> {
     });
     let mut text = say::table(&["split", "rows", "accuracy", "95 %", "loss"], splits);
     if let Some(examined) = &facts.examined {
-        let mut classes: Vec<_> = examined.classes.iter().filter(|class| class.support > 0).collect();
+        let mut classes: Vec<_> = examined.classes.iter().map(|class| &class.score).filter(|class| class.rows > 0).collect();
         classes.sort_by(|a, b| a.f1.unwrap_or(0.0).total_cmp(&b.f1.unwrap_or(0.0)));
         let shown = classes.iter().take(10).map(|class| {
-            vec![class.class.clone(), say::count(class.support), share(class.precision), share(class.recall), share(class.f1)]
+            vec![class.class.clone(), say::count(class.rows), share(class.precision), share(class.recall), share(class.f1)]
         });
         text.push_str("\n\n");
         text.push_str(&say::table(&[&format!("weakest on {}", examined.split), "rows", "precision", "recall", "F1"], shown));

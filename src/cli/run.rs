@@ -44,7 +44,7 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     tell(extract::summary(&extracted))?;
 
     let fit_started = Instant::now();
-    let fit = fit_head::fit(&pipeline, shell, false)?;
+    let fit = fit_head::fit(&pipeline, shell, false)?.without_features();
     let fit_seconds = fit_started.elapsed().as_secs_f64();
     tell_stage(stage("fit-head", fit.outcome, fit_seconds))?;
     tell(fit_head::summary(&pipeline, &fit))?;

@@ -1,7 +1,8 @@
-//! Bootstrap intervals of figures that the confusion matrix determines.
+//! Bootstrap intervals.
 //!
-//! Drawing N rows with replacement draws the cells of the matrix from a multinomial distribution, so the cells are drawn
-//! instead: the same intervals, at a cost that does not grow with the rows.
+//! Drawing N rows with replacement draws the cells of the confusion matrix from a multinomial distribution, so the cells are drawn
+//! instead: the same intervals for the figures that it determines, at a cost that does not grow with the rows. For the mean of the
+//! losses the cells are rows of like loss.
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -13,6 +14,9 @@ use super::confusion::Confusion;
 /// Cells that are drawn in all, and the bounds of the number of samples.
 const WORK: usize = 400_000;
 const SAMPLES: (usize, usize) = (200, 1000);
+
+/// Classes of like loss.
+const LOSSES: usize = 256;
 
 /// Percentile bootstrap 95 % intervals (Efron 1979).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,32 +31,75 @@ pub struct Bootstrap {
     pub macro_f1: [f64; 2],
 }
 
-/// Draws from a fixed seed, a stream of its own for each sample, so that the threads do not change the bits.
 pub(super) fn bootstrap(confusion: &Confusion) -> Bootstrap {
-    let rows: usize = confusion.cells.iter().map(|cell| cell.2).sum();
-    let samples = (WORK / confusion.cells.len().max(1)).clamp(SAMPLES.0, SAMPLES.1);
+    let counts: Vec<usize> = confusion.cells.iter().map(|cell| cell.2).collect();
+    let rows: usize = counts.iter().sum();
+    let drawn: Vec<[f64; 3]> = drawings(&counts, |drawn| {
+        let cells = confusion.cells.iter().zip(drawn).filter(|((label, predicted, _), _)| label == predicted);
+        let right: usize = cells.map(|(_, drawn)| drawn).sum();
+        let averages = confusion.averages_of(drawn.iter().copied());
+        [right as f64 / rows as f64, averages.balanced_accuracy, averages.macro_f1]
+    });
+    let interval = |figure: usize| interval(drawn.iter().map(|figures| figures[figure]).collect());
+    Bootstrap { samples: drawn.len(), accuracy: interval(0), balanced_accuracy: interval(1), macro_f1: interval(2) }
+}
+
+/// Percentile bootstrap 95 % interval of the mean of some losses; none for one row.
+///
+/// Rows are drawn by classes of like loss, each as its mean. What the loss varies by within a class is small, and is made up for:
+/// the drawn means are spread by as much as the variance of all rows is larger than that between the classes.
+pub(super) fn loss_interval(losses: &[f64]) -> Option<[f64; 2]> {
+    if losses.len() < 2 {
+        return None;
+    }
+    let count = losses.len() as f64;
+    let (least, most) =
+        losses.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &loss| (low.min(loss), high.max(loss)));
+    let width = (most - least) / LOSSES as f64;
+    let mut cells = vec![(0_usize, 0.0); LOSSES];
+    for &loss in losses {
+        let cell = if width > 0.0 { ((loss - least) / width) as usize } else { 0 };
+        let cell = &mut cells[cell.min(LOSSES - 1)];
+        *cell = (cell.0 + 1, cell.1 + loss);
+    }
+    cells.retain(|cell| cell.0 > 0);
+    let mean = losses.iter().sum::<f64>() / count;
+    let total: f64 = losses.iter().map(|loss| (loss - mean).powi(2)).sum();
+    let between: f64 = cells.iter().map(|&(rows, sum)| rows as f64 * (sum / rows as f64 - mean).powi(2)).sum();
+    let spread = if between > 0.0 { (total / between).sqrt() } else { 1.0 };
+    let counts: Vec<usize> = cells.iter().map(|cell| cell.0).collect();
+    let drawn = drawings(&counts, |drawn| {
+        let sum: f64 = cells.iter().zip(drawn).map(|(&(rows, sum), &drawn)| drawn as f64 * (sum / rows as f64)).sum();
+        mean + spread * (sum / count - mean)
+    });
+    let [low, high] = interval(drawn);
+    Some([low.max(0.0), high])
+}
+
+/// Draws as many rows as there are from cells that hold so many, again and again; what is made of each drawing. From a fixed seed,
+/// with a stream of its own for each drawing, so that the threads do not change the bits.
+fn drawings<T: Send>(cells: &[usize], figure: impl Fn(&[usize]) -> T + Sync) -> Vec<T> {
+    let rows: usize = cells.iter().sum();
+    let samples = (WORK / cells.len().max(1)).clamp(SAMPLES.0, SAMPLES.1);
     let log_factorial = log_factorials(rows);
     let draw = |sample: usize| {
         let mut rng = ChaCha8Rng::seed_from_u64(sample as u64);
-        let (mut left, mut weight, mut right) = (rows, rows, 0);
-        let mut counts = Vec::with_capacity(confusion.cells.len());
-        for &(label, predicted, count) in &confusion.cells {
+        let (mut left, mut weight) = (rows, rows);
+        let drawn = cells.iter().map(|&count| {
             let drawn = binomial(left, count, weight, &log_factorial, &mut rng);
             left -= drawn;
             weight -= count;
-            right += if label == predicted { drawn } else { 0 };
-            counts.push(drawn);
-        }
-        let averages = confusion.averages_of(counts.into_iter());
-        [right as f64 / rows as f64, averages.balanced_accuracy, averages.macro_f1]
+            drawn
+        });
+        figure(&drawn.collect::<Vec<_>>())
     };
-    let drawn: Vec<[f64; 3]> = (0..samples).into_par_iter().map(draw).collect();
-    let interval = |figure: usize| {
-        let mut values: Vec<f64> = drawn.iter().map(|figures| figures[figure]).collect();
-        values.sort_by(f64::total_cmp);
-        [quantile(&values, 0.025), quantile(&values, 0.975)]
-    };
-    Bootstrap { samples, accuracy: interval(0), balanced_accuracy: interval(1), macro_f1: interval(2) }
+    (0..samples).into_par_iter().map(draw).collect()
+}
+
+/// The middle 95 %.
+fn interval(mut values: Vec<f64>) -> [f64; 2] {
+    values.sort_by(f64::total_cmp);
+    [quantile(&values, 0.025), quantile(&values, 0.975)]
 }
 
 /// Quantile of sorted values, interpolated between neighbours.
@@ -128,6 +175,39 @@ mod tests {
             assert!((mean - n * p).abs() < 4.0 * (expected / 2e4).sqrt(), "{n} {p}: mean {mean}");
             assert!((variance / expected - 1.0).abs() < 0.05, "{n} {p}: variance {variance} for {expected}");
         }
+    }
+
+    /// Means of rows drawn one by one.
+    fn plain(losses: &[f64], samples: u64) -> [f64; 2] {
+        let one = |sample: u64| {
+            let mut rng = ChaCha8Rng::seed_from_u64(1000 + sample);
+            let draw = |_| losses[(rng.next_u64() % losses.len() as u64) as usize];
+            losses.iter().map(draw).sum::<f64>() / losses.len() as f64
+        };
+        interval((0..samples).map(one).collect())
+    }
+
+    #[test]
+    fn the_interval_of_the_loss_is_that_of_rows_drawn_one_by_one() {
+        // Few rows that are right and one that is far off: the interval leans to the right, as the normal one does not.
+        let skewed: Vec<f64> = (0..40).map(|row| if row == 0 { 12.0 } else { 0.01 + f64::from(row) / 400.0 }).collect();
+        // Many rows, most losses small.
+        let many: Vec<f64> = (0..20_000_u32).map(|row| f64::from(row % 997).powi(6) / 1e17).collect();
+        for losses in [skewed, many] {
+            let (found, expected) = (loss_interval(&losses).unwrap(), plain(&losses, 2000));
+            let width = expected[1] - expected[0];
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 0.06 * width, "{found} for {expected}, width {width}");
+            }
+        }
+        let mean = 12.0 / 40.0;
+        let [low, high] = loss_interval(&[vec![12.0], vec![0.0; 39]].concat()).unwrap();
+        assert!(low == 0.0 && high - mean > mean, "{low} to {high} around {mean}");
+        assert_eq!(loss_interval(&[0.5]), None);
+        assert_eq!(loss_interval(&[0.5; 9]), Some([0.5, 0.5]));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let losses = [0.1, 0.7, 0.3, 2.5];
+        assert_eq!(pool.install(|| loss_interval(&losses)), loss_interval(&losses));
     }
 
     #[test]

@@ -31,6 +31,17 @@ pub struct Averages {
     pub weighted_f1: f64,
 }
 
+/// How often a label was answered with a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfusionCell {
+    /// True class.
+    pub label: usize,
+    /// Answer.
+    pub predicted: usize,
+    /// Rows.
+    pub count: usize,
+}
+
 /// How often each label was answered with each class: the cells that are not zero, by label, then answer.
 pub(super) struct Confusion {
     pub(super) cells: Vec<(usize, usize, usize)>,
@@ -105,6 +116,15 @@ impl Confusion {
             macro_f1: macro_f1 / present,
             weighted_f1: weighted_f1 / all,
         }
+    }
+
+    /// The pairs that are confused most often, the largest first; of equals by label, then answer.
+    pub(super) fn confused(&self, most: usize) -> Vec<ConfusionCell> {
+        let pairs = self.cells.iter().filter(|(label, predicted, _)| label != predicted);
+        let mut pairs: Vec<_> = pairs.map(|&(label, predicted, count)| ConfusionCell { label, predicted, count }).collect();
+        pairs.sort_by_key(|pair| (std::cmp::Reverse(pair.count), pair.label, pair.predicted));
+        pairs.truncate(most);
+        pairs
     }
 
     /// The matrix `[K][K]`: row the label, column the answer.

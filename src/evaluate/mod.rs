@@ -15,7 +15,7 @@ mod softmax;
 
 pub use bootstrap::Bootstrap;
 pub use calibration::{Bin, Calibration, Scaled, temperature};
-pub use confusion::{Averages, ClassScore};
+pub use confusion::{Averages, ClassScore, ConfusionCell};
 pub use error::EvaluateError;
 pub use interval::{mean_interval, wilson_interval};
 pub use mcnemar::McNemar;

@@ -2,10 +2,9 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::bootstrap;
+use super::bootstrap::{bootstrap, loss_interval};
 use super::calibration::{Calibration, Scaled};
 use super::confusion::Confusion;
-use super::interval::Z;
 use super::roc::roc_auc;
 use super::{EvaluateError, argmax, labelled, log_sum_exp, wilson_interval};
 use crate::run::SplitScore;
@@ -18,6 +17,9 @@ const TASK_VALUES: usize = 1 << 16;
 
 /// Classes above which the confusion matrix is left out.
 const MOST_CONFUSION: usize = 100;
+
+/// Confused pairs that are listed.
+const MOST_CONFUSED: usize = 20;
 
 /// Probabilities that are held for the ROC curves, 256 MiB; above, they are left out.
 const MOST_VALUES: usize = 1 << 26;
@@ -116,17 +118,15 @@ impl<'a> Scorer<'a> {
         let width = classes.len();
         let count = rows.len() as f64;
         let right = rows.iter().filter(|row| row.predicted == row.label).count();
-        let loss = mean_loss(&rows);
-        let variance = rows.iter().map(|row| (row.loss - loss).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-        let spread = Z * (variance / count).sqrt();
+        let losses: Vec<f64> = rows.iter().map(|row| row.loss).collect();
         let confusion = Confusion::count(rows.iter().map(|row| (row.label, row.predicted)), width);
         let k = TOP.min(width);
         let labels: Vec<usize> = rows.iter().map(|row| row.label).collect();
         let probabilities = probabilities.and_then(|all| Array2::from_shape_vec((rows.len(), width), all).ok());
         Some(SplitScore {
             rows: rows.len(),
-            loss,
-            loss_interval: (rows.len() > 1).then(|| [(loss - spread).max(0.0), loss + spread]),
+            loss: mean_loss(&rows),
+            loss_interval: loss_interval(&losses),
             accuracy: right as f64 / count,
             accuracy_interval: wilson_interval(right, rows.len()),
             averages: confusion.averages(),
@@ -136,6 +136,7 @@ impl<'a> Scorer<'a> {
             calibration: Calibration::of(&rows),
             scaled: temperature.map(|_| Scaled { loss: mean_loss(&scaled), ece: Calibration::of(&scaled).ece }),
             confusion: (width <= MOST_CONFUSION).then(|| confusion.matrix()),
+            confused: confusion.confused(MOST_CONFUSED),
             per_class: confusion.per_class(classes),
         })
     }

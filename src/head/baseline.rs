@@ -11,10 +11,23 @@ use super::fit::check;
 use super::{Examples, HeadError};
 use crate::evaluate::argmax;
 
-/// Neighbours that vote, and the temperature of their votes: those of DINO and DINOv2 (Caron and others 2021, Oquab and others
-/// 2023).
-pub const NEIGHBOURS: usize = 20;
-const TEMPERATURE: f64 = 0.07;
+/// How the nearest neighbours vote; left as it is, as in DINO and DINOv2 (Caron and others 2021, Oquab and others 2023).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Neighbours {
+    /// How many vote; at least 1.
+    pub k: usize,
+    /// One of cosine similarity `s` counts `exp(s / temperature)`; above 0.
+    pub temperature: f64,
+}
+
+impl Default for Neighbours {
+    fn default() -> Self {
+        Self { k: 20, temperature: 0.07 }
+    }
+}
+
+/// Rows to be classified: features `[N, D]`, and which of them.
+pub type Queries<'a> = (ArrayView2<'a, f32>, &'a [usize]);
 
 /// Training rows whose similarities to a block of rows are held at a time: they fit a core's cache.
 const CHUNK: usize = 1024;
@@ -30,86 +43,116 @@ pub fn majority(examples: &Examples<'_>) -> Result<usize, HeadError> {
     Ok((0..counts.len()).rev().max_by_key(|&class| counts[class]).unwrap_or(0))
 }
 
-/// For each listed row of `x` the class whose mean is nearest by Euclid's distance.
-///
-/// # Errors
-/// As [`super::fit()`], for examples that are not usable.
-pub fn nearest_mean(examples: &Examples<'_>, x: ArrayView2<'_, f32>, rows: &[usize]) -> Result<Vec<usize>, HeadError> {
-    let labels = check(examples)?;
-    let (width, classes) = (examples.x.ncols(), examples.classes.len());
-    let mut sums = Array2::<f64>::zeros((classes, width));
-    let mut counts = vec![0_usize; classes];
-    for &row in examples.train {
-        counts[labels[row]] += 1;
-        sums.row_mut(labels[row]).iter_mut().zip(examples.x.row(row)).for_each(|(sum, &value)| *sum += f64::from(value));
-    }
-    // The nearest mean m is the one with the largest x · m - |m|² / 2; a class without rows has none.
-    let mut bias = Array1::from_elem(classes, f32::NEG_INFINITY);
-    for (class, &count) in counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
-        sums.row_mut(class).mapv_inplace(|sum| sum / count as f64);
-        bias[class] = (-0.5 * sums.row(class).dot(&sums.row(class))) as f32;
-    }
-    let layer = Dense::pack(sums.mapv(|mean| mean as f32).t(), bias.view());
-    let source = Features::new(x, None);
-    let nearest = |rows: &[usize]| {
-        let mut scores = vec![0.0; rows.len() * classes];
-        layer.logits_into(&source, rows, &mut scores);
-        scores.chunks_exact(classes).map(argmax).collect::<Vec<_>>()
-    };
-    Ok(rows.par_chunks(BLOCK_ROWS).map(nearest).collect::<Vec<_>>().concat())
+/// The mean of each class, as a classifier: the class whose mean is nearest by Euclid's distance.
+pub struct NearestMean {
+    layer: Dense,
+    classes: usize,
 }
 
-/// For each listed row of `x` the class that its 20 nearest training rows vote for: by cosine similarity `s`, each with
-/// `exp(s / 0.07)`. `on_rows` is told how many training rows have been compared; none where it breaks off. Of equal
-/// similarities the first training row is nearer.
-///
-/// # Errors
-/// As [`super::fit()`], for examples that are not usable.
-pub fn nearest_neighbours(
-    examples: &Examples<'_>,
-    x: ArrayView2<'_, f32>,
-    rows: &[usize],
-    on_rows: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<usize>>, HeadError> {
-    let labels = check(examples)?;
-    let queries = normalized(x, rows);
-    let queries = Features::new(queries.view(), None);
-    let indices: Vec<usize> = (0..rows.len()).collect();
-    let mut nearest: Vec<Vec<(f32, usize)>> = vec![Vec::with_capacity(NEIGHBOURS + 1); rows.len()];
-    for (number, train) in examples.train.chunks(CHUNK).enumerate() {
-        // Training rows are the classes of a layer: its logits are the similarities.
-        let layer = Dense::pack(normalized(examples.x, train).t(), Array1::zeros(train.len()).view());
-        nearest.par_chunks_mut(BLOCK_ROWS).zip(indices.par_chunks(BLOCK_ROWS)).for_each_init(
-            Vec::new,
-            |scores, (nearest, rows)| {
-                scores.resize(rows.len() * train.len(), 0.0);
-                layer.logits_into(&queries, rows, scores);
-                for (nearest, scores) in nearest.iter_mut().zip(scores.chunks_exact(train.len())) {
-                    scores.iter().zip(train).for_each(|(&score, &row)| insert(nearest, score, row));
-                }
-            },
-        );
-        if on_rows(number * CHUNK + train.len()).is_break() {
-            return Ok(None);
+impl NearestMean {
+    /// Takes the means of the training rows.
+    ///
+    /// # Errors
+    /// As [`super::fit()`], for examples that are not usable.
+    pub fn of(examples: &Examples<'_>) -> Result<Self, HeadError> {
+        let labels = check(examples)?;
+        let (width, classes) = (examples.x.ncols(), examples.classes.len());
+        let mut sums = Array2::<f64>::zeros((classes, width));
+        let mut counts = vec![0_usize; classes];
+        for &row in examples.train {
+            counts[labels[row]] += 1;
+            sums.row_mut(labels[row]).iter_mut().zip(examples.x.row(row)).for_each(|(sum, &value)| *sum += f64::from(value));
         }
+        // The nearest mean m is the one with the largest x · m - |m|² / 2; a class without rows has none.
+        let mut bias = Array1::from_elem(classes, f32::NEG_INFINITY);
+        for (class, &count) in counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
+            sums.row_mut(class).mapv_inplace(|sum| sum / count as f64);
+            bias[class] = (-0.5 * sums.row(class).dot(&sums.row(class))) as f32;
+        }
+        Ok(Self { layer: Dense::pack(sums.mapv(|mean| mean as f32).t(), bias.view()), classes })
     }
-    let classes = examples.classes.len();
-    let vote = |nearest: Vec<(f32, usize)>| {
-        let mut votes = vec![0.0_f64; classes];
-        nearest.iter().for_each(|&(score, row)| votes[labels[row]] += (f64::from(score) / TEMPERATURE).exp());
-        (0..classes).rev().max_by(|&a, &b| votes[a].total_cmp(&votes[b])).unwrap_or(0)
-    };
-    Ok(Some(nearest.into_iter().map(vote).collect()))
+
+    /// The class of each listed row of `x`.
+    ///
+    /// # Errors
+    /// When the features have another width.
+    pub fn answers(&self, (x, rows): Queries<'_>) -> Result<Vec<usize>, HeadError> {
+        width(x, self.layer.features())?;
+        let source = Features::new(x, None);
+        let nearest = |rows: &[usize]| {
+            let mut scores = vec![0.0; rows.len() * self.classes];
+            self.layer.logits_into(&source, rows, &mut scores);
+            scores.chunks_exact(self.classes).map(argmax).collect::<Vec<_>>()
+        };
+        Ok(rows.par_chunks(BLOCK_ROWS).map(nearest).collect::<Vec<_>>().concat())
+    }
 }
 
-/// Keeps the highest scores, best first.
-fn insert(nearest: &mut Vec<(f32, usize)>, score: f32, row: usize) {
-    if nearest.len() == NEIGHBOURS && nearest.last().is_some_and(|&(last, _)| score <= last) {
+impl Neighbours {
+    /// For each of the queries the class that its nearest training rows vote for, by cosine similarity. `on_rows` is told how many
+    /// training rows have been compared; none where it breaks off. Of equal similarities the first training row is nearer.
+    ///
+    /// # Errors
+    /// As [`super::fit()`], for examples that are not usable, and when the features of a query have another width.
+    pub fn answers(
+        &self,
+        examples: &Examples<'_>,
+        queries: &[Queries<'_>],
+        on_rows: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<Vec<usize>>>, HeadError> {
+        let labels = check(examples)?;
+        queries.iter().try_for_each(|(x, _)| width(*x, examples.x.ncols()))?;
+        let asked: Vec<Array2<f32>> = queries.iter().map(|(x, rows)| normalized(*x, rows)).collect();
+        let mut nearest: Vec<Vec<Vec<(f32, usize)>>> =
+            queries.iter().map(|(_, rows)| vec![Vec::with_capacity(self.k + 1); rows.len()]).collect();
+        for (number, train) in examples.train.chunks(CHUNK).enumerate() {
+            // Training rows are the classes of a layer: its logits are the similarities.
+            let layer = Dense::pack(normalized(examples.x, train).t(), Array1::zeros(train.len()).view());
+            for (asked, nearest) in asked.iter().zip(&mut nearest) {
+                let indices: Vec<usize> = (0..nearest.len()).collect();
+                let asked = Features::new(asked.view(), None);
+                nearest.par_chunks_mut(BLOCK_ROWS).zip(indices.par_chunks(BLOCK_ROWS)).for_each_init(
+                    Vec::new,
+                    |scores, (nearest, rows)| {
+                        scores.resize(rows.len() * train.len(), 0.0);
+                        layer.logits_into(&asked, rows, scores);
+                        for (nearest, scores) in nearest.iter_mut().zip(scores.chunks_exact(train.len())) {
+                            scores.iter().zip(train).for_each(|(&score, &row)| insert(nearest, self.k, score, row));
+                        }
+                    },
+                );
+            }
+            if on_rows(number * CHUNK + train.len()).is_break() {
+                return Ok(None);
+            }
+        }
+        let vote = |nearest: Vec<(f32, usize)>| self.vote(&nearest, &labels, examples.classes.len());
+        Ok(Some(nearest.into_iter().map(|rows| rows.into_iter().map(vote).collect()).collect()))
+    }
+
+    /// The class with most votes, the first of equals.
+    fn vote(&self, nearest: &[(f32, usize)], labels: &[usize], classes: usize) -> usize {
+        let mut votes = vec![0.0_f64; classes];
+        // Relative to the nearest, so that no temperature is too low.
+        let most = nearest.first().map_or(0.0, |&(score, _)| f64::from(score));
+        nearest.iter().for_each(|&(score, row)| votes[labels[row]] += ((f64::from(score) - most) / self.temperature).exp());
+        (0..classes).rev().max_by(|&a, &b| votes[a].total_cmp(&votes[b])).unwrap_or(0)
+    }
+}
+
+fn width(x: ArrayView2<'_, f32>, expected: usize) -> Result<(), HeadError> {
+    let found = x.ncols();
+    if found == expected { Ok(()) } else { Err(HeadError::Size { what: "features of a row", found, expected }) }
+}
+
+/// Keeps the `k` highest scores, best first.
+fn insert(nearest: &mut Vec<(f32, usize)>, k: usize, score: f32, row: usize) {
+    if nearest.len() == k && nearest.last().is_some_and(|&(last, _)| score <= last) {
         return;
     }
     let place = nearest.partition_point(|&(other, _)| other >= score);
     nearest.insert(place, (score, row));
-    nearest.truncate(NEIGHBOURS);
+    nearest.truncate(k);
 }
 
 /// Copies of rows, each of length 1; a row of zeros stays one.
@@ -155,34 +198,46 @@ mod tests {
                 (0..3).min_by(|&a, &b| far(&means[a]).total_cmp(&far(&means[b]))).unwrap()
             })
             .collect();
-        assert_eq!(nearest_mean(&examples, x.view(), &rows).unwrap(), by_mean);
+        let means = NearestMean::of(&examples).unwrap();
+        assert_eq!(means.answers((x.view(), &rows)).unwrap(), by_mean);
+        assert!(matches!(means.answers((Array2::zeros((1, 8)).view(), &[0])), Err(HeadError::Size { found: 8, .. })));
 
         let length = |row: usize| x.row(row).mapv(|v| f64::from(v).powi(2)).sum().sqrt();
         let cosine = |a: usize, b: usize| x.row(a).mapv(f64::from).dot(&x.row(b).mapv(f64::from)) / length(a) / length(b);
-        let by_vote: Vec<usize> = rows
-            .iter()
-            .map(|&row| {
+        let by_vote = |k: usize, temperature: f64, rows: &[usize]| -> Vec<usize> {
+            let one = |&row: &usize| {
                 let mut near: Vec<(f64, usize)> = train.iter().map(|&other| (cosine(row, other), other)).collect();
                 near.sort_by(|a, b| b.0.total_cmp(&a.0));
                 let mut votes = [0.0; 3];
-                near[..20].iter().for_each(|&(s, other)| votes[labels[other].unwrap() as usize] += (s / 0.07).exp());
+                near[..k].iter().for_each(|&(s, other)| votes[labels[other].unwrap() as usize] += (s / temperature).exp());
                 (0..3).max_by(|&a, &b| votes[a].total_cmp(&votes[b])).unwrap()
-            })
-            .collect();
+            };
+            rows.iter().map(one).collect()
+        };
         let mut told = Vec::new();
-        let found = nearest_neighbours(&examples, x.view(), &rows, &mut |rows| {
+        let queries = [(x.view(), &rows[..]), (x.view(), &rows[7..9])];
+        let found = Neighbours::default().answers(&examples, &queries, &mut |rows| {
             told.push(rows);
             ControlFlow::Continue(())
         });
-        assert_eq!(found.unwrap().unwrap(), by_vote);
-        assert_eq!(told, [1024, 1500]);
-        assert_eq!(nearest_neighbours(&examples, x.view(), &rows, &mut |_| ControlFlow::Break(())).unwrap(), None);
+        let expected = by_vote(20, 0.07, &rows);
+        assert_eq!(found.unwrap().unwrap(), [expected.clone(), expected[7..9].to_vec()]);
+        assert_eq!(told, [1024, 1500], "the training rows are gone through once for all queries");
+        let few = Neighbours { k: 3, temperature: 0.5 };
+        let found = few.answers(&examples, &queries, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
+        assert_eq!(found[0], by_vote(3, 0.5, &rows));
+        assert_ne!(found[0], expected, "another k is another answer");
+        // So cold that the nearest alone decides.
+        let cold = Neighbours { k: 9, temperature: 1e-300 };
+        let found = cold.answers(&examples, &queries, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
+        assert_eq!(found[0], by_vote(1, 1.0, &rows));
+        assert_eq!(few.answers(&examples, &queries, &mut |_| ControlFlow::Break(())).unwrap(), None);
     }
 
     #[test]
     fn the_first_of_equals_stays() {
         let mut nearest = Vec::new();
-        (0..30).for_each(|row| insert(&mut nearest, if row == 25 { 2.0 } else { 1.0 }, row));
+        (0..30).for_each(|row| insert(&mut nearest, 20, if row == 25 { 2.0 } else { 1.0 }, row));
         assert_eq!((nearest.len(), nearest[0], nearest[1], nearest[19]), (20, (2.0, 25), (1.0, 0), (1.0, 18)));
     }
 }

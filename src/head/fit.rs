@@ -1,5 +1,6 @@
 //! A fit from start to end: check the examples, standardize, draw the initial weights, run the solver.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use linfa::dataset::AsSingleTargets;
@@ -85,6 +86,9 @@ pub struct Fitted {
     pub resumed_after: usize,
     /// The strength of L2 that was used.
     pub l2: f64,
+    /// Of `lbfgs` and `linfa`: whether the weights are as near to the optimum as was asked for. Never where there is none, since
+    /// every training row is right and no L2 holds the weights.
+    pub converged: Option<bool>,
     /// What a user should know before trusting the head.
     pub warnings: Vec<String>,
     /// What `ridge` leaves beside the head.
@@ -98,6 +102,7 @@ pub(super) struct Solved {
     pub(super) best_epoch: Option<usize>,
     pub(super) resumed_after: usize,
     pub(super) l2: f64,
+    pub(super) converged: Option<bool>,
     pub(super) warnings: Vec<String>,
     pub(super) ridge: Option<Ridge>,
     /// Where it is another one than that of the rows that the solver was given.
@@ -112,6 +117,7 @@ impl Solved {
             best_epoch: None,
             resumed_after: 0,
             l2,
+            converged: None,
             warnings: Vec::new(),
             ridge: None,
             standardization: None,
@@ -213,7 +219,8 @@ fn run(
 }
 
 /// Fits one head for each strength of L2, whatever `params.l2` says, strongest first: what the fits have in common is done once,
-/// and `lbfgs` starts each from the last one's head. Fewer heads than strengths come back where `on_epoch` breaks.
+/// and `lbfgs` starts each from the last one's head. Each is handed to `on_head` as soon as it is done; where `on_epoch` breaks,
+/// the one in hand and those after it are not.
 ///
 /// # Errors
 /// As [`fit`].
@@ -222,21 +229,46 @@ pub fn fit_path(
     examples: &Examples<'_>,
     l2s: &[f64],
     on_epoch: OnEpoch<'_>,
-) -> Result<Vec<Fitted>, HeadError> {
+    on_head: &mut dyn FnMut(Fitted),
+) -> Result<(), HeadError> {
     let mut l2s = l2s.to_vec();
     l2s.sort_by(|a, b| b.total_cmp(a));
-    if !matches!(params.solver, Solver::Lbfgs | Solver::Ridge) {
-        let each = l2s.iter().map(|&l2| fit(&HeadParams { l2: Some(l2), ..(**params).clone() }.check()?, examples, on_epoch));
-        return each.collect();
-    }
-    let prepared = Prepared::new(params, examples)?;
-    let problem = prepared.problem();
-    let found = if params.solver == Solver::Lbfgs {
-        lbfgs::path(params, &problem, &l2s, on_epoch)?
-    } else {
-        ridge::path(&problem, prepared.statistics.as_ref().ok_or(HeadError::Ridge)?, &l2s, on_epoch)?
+    let stopped = Cell::new(false);
+    let mut watch = |record: &EpochRecord| {
+        let flow = on_epoch(record);
+        stopped.set(flow.is_break());
+        flow
     };
-    found.into_iter().map(|found| prepared.finish(found)).collect()
+    match params.solver {
+        Solver::Adam | Solver::Linfa => {
+            for &l2 in &l2s {
+                let fitted = fit(&HeadParams { l2: Some(l2), ..(**params).clone() }.check()?, examples, &mut watch)?;
+                if stopped.get() {
+                    break;
+                }
+                on_head(fitted);
+            }
+        }
+        Solver::Lbfgs => {
+            let prepared = Prepared::new(params, examples)?;
+            lbfgs::path(params, &prepared.problem(), &l2s, &mut watch, &mut |found| {
+                on_head(prepared.finish(found)?);
+                Ok(())
+            })?;
+        }
+        Solver::Ridge => {
+            let prepared = Prepared::new(params, examples)?;
+            let statistics = prepared.statistics.as_ref().ok_or(HeadError::Ridge)?;
+            let mut found = ridge::path(&prepared.problem(), statistics, &l2s, &mut watch)?;
+            if stopped.get() {
+                found.pop();
+            }
+            for found in found {
+                on_head(prepared.finish(found)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checked examples and what is taken of them before any solver runs.
@@ -276,9 +308,9 @@ impl<'e, 'a> Prepared<'e, 'a> {
 
 /// Makes a head of what a solver gave.
 pub(super) fn solved(found: Solved, standardization: Option<Standardization>, classes: &[String]) -> Result<Fitted, HeadError> {
-    let Solved { weights, history, best_epoch, resumed_after, l2, warnings, ridge, standardization: own } = found;
+    let Solved { weights, history, best_epoch, resumed_after, l2, converged, warnings, ridge, standardization: own } = found;
     let head = Head::new(weights, own.or(standardization), classes.to_vec())?;
-    Ok(Fitted { head, history, best_epoch, resumed_after, l2, warnings, ridge })
+    Ok(Fitted { head, history, best_epoch, resumed_after, l2, converged, warnings, ridge })
 }
 
 /// Checks everything that the solvers rely on and returns the label of each row.

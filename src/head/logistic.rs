@@ -75,7 +75,7 @@ pub(super) fn solve(params: &HeadValidParams, problem: &Problem<'_>, on_epoch: O
         )
     });
     let warnings = warnings.into_iter().collect();
-    Ok(Solved { warnings, ..Solved::new(weights, vec![record], params.l2()) })
+    Ok(Solved { warnings, converged: Some(slope <= UNCONVERGED), ..Solved::new(weights, vec![record], params.l2()) })
 }
 
 /// Zero kernel, and the bias that is best for it: from a zero bias the first step of an unbalanced set is along the bias, far

@@ -62,7 +62,7 @@ mod tiles;
 mod update;
 
 pub use balance::ClassWeights;
-pub use baseline::{NEIGHBOURS, majority, nearest_mean, nearest_neighbours};
+pub use baseline::{NearestMean, Neighbours, Queries, majority};
 pub use checkpoint::Checkpoints;
 pub use error::HeadError;
 pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_path, fit_resumable};

@@ -3,7 +3,7 @@ use std::fmt;
 use linfa::ParamGuard;
 use serde::{Deserialize, Serialize};
 
-use super::{ClassWeights, HeadError, Rule, Schedule};
+use super::{ClassWeights, HeadError, Neighbours, Rule, Schedule};
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,13 @@ pub enum Solver {
     Linfa,
 }
 
+impl Solver {
+    /// Whether it asks after each epoch or iteration whether to go on.
+    pub fn can_be_stopped(self) -> bool {
+        matches!(self, Self::Adam | Self::Lbfgs)
+    }
+}
+
 impl fmt::Display for Solver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -30,6 +37,9 @@ impl fmt::Display for Solver {
         })
     }
 }
+
+/// Neighbours that may vote at most.
+const MOST_NEIGHBOURS: usize = 1000;
 
 /// Which rows are held out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,12 +110,12 @@ pub struct HeadParams {
     /// Decoupled weight decay (`adam`; AdamW, Loshchilov & Hutter, 2019), as Keras' `AdamW`: each step takes
     /// `rate * weight_decay` of the kernel away, the bias is spared; 0 to 100. Left open, 0.
     pub weight_decay: Option<f64>,
-    /// Label smoothing (`adam`): share of the asked-for probability that is spread over all classes, 0 to below 1. Left open, 0.
+    /// Label smoothing (`adam`, `lbfgs`): share of the asked-for probability that is spread over all classes, 0 to below 1. Left open, 0.
     pub label_smoothing: Option<f64>,
     /// Share of the features that is dropped anew for each row and epoch of training (`adam`), 0 to below 1; the rest is scaled
     /// up. Left open, 0.
     pub dropout: Option<f64>,
-    /// What the rows of each class count (`adam`). Left open, all the same.
+    /// What the rows of each class count (`adam`, `lbfgs`). Left open, all the same.
     pub class_weights: Option<ClassWeights>,
     /// How the learning rate changes from step to step (`adam`). Left open, it does not.
     pub schedule: Option<Schedule>,
@@ -129,9 +139,14 @@ pub struct HeadParams {
     /// Whether sufficient statistics are kept with the run (`ridge`), so that `--update` can bring the head up to date; they take
     /// 4 bytes times the features squared. Left open, those of up to 4,096 features are.
     pub keep_statistics: Option<bool>,
-    /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order. Left
-    /// open, half of the memory that is free.
+    /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order, `lbfgs` in
+    /// each iteration, and `ridge` a few times. Left open, half of the memory that is free.
     pub memory: Option<u64>,
+    /// Neighbours that vote in the baseline of the nearest neighbours; 1 to 1,000. Left open, 20, as in DINOv2. The head does not
+    /// depend on it.
+    pub knn_k: Option<usize>,
+    /// Temperature of their votes, above 0: one of cosine similarity `s` counts `exp(s / knn_temperature)`. Left open, 0.07.
+    pub knn_temperature: Option<f64>,
 }
 
 impl Default for HeadParams {
@@ -164,6 +179,8 @@ impl Default for HeadParams {
             refit: None,
             keep_statistics: None,
             memory: None,
+            knn_k: None,
+            knn_temperature: None,
         }
     }
 }
@@ -192,12 +209,6 @@ impl HeadValidParams {
         self.refit.unwrap_or(false)
     }
 
-    /// Whether statistics of so many features are kept.
-    pub fn keep_statistics(&self, features: usize) -> bool {
-        const MOST: usize = 4096;
-        self.keep_statistics.unwrap_or(features <= MOST && self.budget.is_none())
-    }
-
     /// Iterations after which a solver stops.
     pub fn max_iterations(&self) -> u64 {
         self.max_iterations.unwrap_or(if self.solver == Solver::Linfa { 100 } else { 1000 })
@@ -211,6 +222,12 @@ impl HeadValidParams {
     /// What the rows of each class count.
     pub fn class_weights(&self) -> ClassWeights {
         self.class_weights.clone().unwrap_or_default()
+    }
+
+    /// How the nearest neighbours vote.
+    pub fn neighbours(&self) -> Neighbours {
+        let usual = Neighbours::default();
+        Neighbours { k: self.knn_k.unwrap_or(usual.k), temperature: self.knn_temperature.unwrap_or(usual.temperature) }
     }
 
     /// Epochs between two drops of the learning rate.
@@ -233,6 +250,12 @@ impl std::ops::Deref for HeadValidParams {
 }
 
 impl HeadParams {
+    /// Whether statistics of so many features are kept.
+    pub fn keep_statistics(&self, features: usize) -> bool {
+        const MOST: usize = 4096;
+        self.keep_statistics.unwrap_or(features <= MOST && self.budget.is_none())
+    }
+
     /// How rows are divided where `kind` decides.
     pub fn rule(&self, kind: HoldOut) -> Rule<'_> {
         Rule { kind, fraction: self.validation_split, seed: self.seed, group: self.group.as_deref().unwrap_or("folder") }
@@ -280,6 +303,12 @@ impl HeadParams {
                 return wrong(name, &found, "nothing unless head.solver is \"ridge\"; take it out");
             }
         }
+        if let Some(found) = self.knn_k.filter(|k| !(1..=MOST_NEIGHBOURS).contains(k)) {
+            return wrong("knn_k", &found, "1 to 1000 neighbours, such as 20");
+        }
+        if let Some(found) = self.knn_temperature.filter(|found| !(found.is_finite() && *found > 0.0)) {
+            return wrong("knn_temperature", &found, "a finite number above 0, such as 0.07");
+        }
         if self.memory == Some(0) {
             return wrong("memory", &0, "at least 1 MiB");
         }
@@ -309,7 +338,7 @@ impl HeadParams {
         }
     }
 
-    /// The keys that Adam alone has.
+    /// The keys that not every solver has.
     fn validate_adam(&self) -> Result<(), HeadError> {
         let share = |share: f64| (0.0..1.0).contains(&share);
         let keys: [(_, Option<&dyn fmt::Display>, _, _); 10] = [
@@ -358,6 +387,11 @@ impl HeadParams {
         for (name, found, is_valid, expected) in keys {
             let Some(found) = found else { continue };
             let refused = match name {
+                "label_smoothing" | "class_weights" if self.solver == Solver::Lbfgs && is_valid => continue,
+                "label_smoothing" | "class_weights" if !matches!(self.solver, Solver::Adam | Solver::Lbfgs) => {
+                    "no such key with this head.solver; take it out, or set head.solver to \"adam\" or \"lbfgs\""
+                }
+                "label_smoothing" | "class_weights" if !is_valid => expected,
                 _ if self.solver != Solver::Adam => {
                     "no such key with this head.solver; take it out, or set head.solver = \"adam\""
                 }
@@ -432,6 +466,11 @@ mod tests {
             ("patience", HeadParams { patience: Some(0), ..base.clone() }),
             ("min_delta", HeadParams { min_delta: Some(-1.0), patience: Some(2), ..base.clone() }),
             ("min_delta", HeadParams { min_delta: Some(0.1), ..base.clone() }),
+            ("label_smoothing", HeadParams { label_smoothing: Some(1.0), solver: Solver::Lbfgs, ..base.clone() }),
+            ("dropout", HeadParams { dropout: Some(0.1), solver: Solver::Lbfgs, ..base.clone() }),
+            ("knn_k", HeadParams { knn_k: Some(0), ..base.clone() }),
+            ("knn_k", HeadParams { knn_k: Some(1001), ..base.clone() }),
+            ("knn_temperature", HeadParams { knn_temperature: Some(0.0), ..base.clone() }),
         ];
         for (name, params) in cases {
             let message = params.check().unwrap_err().to_string();
@@ -441,7 +480,9 @@ mod tests {
     }
 
     #[test]
-    fn what_only_adam_has_is_refused_with_another_solver() {
+    fn what_a_solver_does_not_have_is_refused() {
+        let both = "solver = \"lbfgs\"\nlabel_smoothing = 0.1\nclass_weights = [1.0, 2.0]";
+        assert!(toml::from_str::<HeadParams>(both).unwrap().check().is_ok());
         let all = "weight_decay = 0.1\nlabel_smoothing = 0.1\ndropout = 0.1\nclass_weights = \"balanced\"\nschedule = \"step\"\n\
             warmup = 0.1\nstep_epochs = 2\nstep_factor = 0.5\npatience = 3\nmin_delta = 0.01\n";
         assert!(toml::from_str::<HeadParams>(all).unwrap().check().is_ok());

@@ -39,25 +39,52 @@ pub(super) struct Target {
     /// Asked-for probability of any class.
     off: f32,
     class_weights: Vec<f32>,
+    /// Whether the loss that is minimized is the plain cross-entropy.
+    is_plain: bool,
+}
+
+/// What became of a row.
+struct Answer {
+    /// Plain cross-entropy.
+    loss: f64,
+    /// What is minimized: the cross-entropy with the asked-for probabilities, times the weight of the row's class.
+    objective: f64,
+    /// Whether the highest logit is the label's.
+    right: bool,
 }
 
 impl Target {
     /// With label smoothing (Szegedy et al., 2016): `1 - smoothing` for the label, and `smoothing` spread over all classes.
     pub(super) fn new(smoothing: f64, class_weights: Vec<f32>) -> Self {
         let off = (smoothing / class_weights.len() as f64) as f32;
-        Self { on: (1.0 - smoothing) as f32, off, class_weights }
+        let is_plain = smoothing == 0.0 && class_weights.iter().all(|&weight| weight == 1.0);
+        Self { on: (1.0 - smoothing) as f32, off, class_weights, is_plain }
     }
 
-    /// Turns the logits of a row into the derivative of its loss, `share` of which counts; returns the row's plain cross-entropy,
-    /// and whether its highest logit is the label's.
-    fn differentiate(&self, logits: &mut [f32], label: usize, share: f32) -> (f64, bool) {
+    /// Turns the logits of a row into the derivative of its objective, `share` of which counts.
+    fn differentiate(&self, logits: &mut [f32], label: usize, share: f32) -> Answer {
         let right = argmax(logits) == label;
-        let logit = logits[label];
+        let logit = f64::from(logits[label]);
+        let sum = if self.is_plain { 0.0 } else { logits.iter().map(|&logit| f64::from(logit)).sum::<f64>() };
         let log_sum = softmax(logits);
         logits[label] -= self.on;
-        let share = self.class_weights[label] * share;
+        let weight = self.class_weights[label];
+        let share = weight * share;
         logits.iter_mut().for_each(|value| *value = (*value - self.off) * share);
-        (log_sum - f64::from(logit), right)
+        let loss = log_sum - logit;
+        let objective = if self.is_plain {
+            loss
+        } else {
+            f64::from(weight) * (log_sum - f64::from(self.on) * logit - f64::from(self.off) * sum)
+        };
+        Answer { loss, objective, right }
+    }
+}
+
+impl Answer {
+    fn count_in(&self, found: &mut Tally) {
+        found.count(self.loss, self.right);
+        found.objective += self.objective;
     }
 }
 
@@ -129,7 +156,7 @@ impl Adam {
                 copy_row(&self.logits, batch.len(), position, row);
                 task.target.differentiate(row, task.labels[index], share)
             });
-            scores.collect::<Vec<_>>().into_iter().for_each(|(loss, right)| found.count(loss, right));
+            scores.collect::<Vec<_>>().iter().for_each(|answer| answer.count_in(&mut found));
             for (position, row) in self.answers.chunks_exact(classes).enumerate() {
                 write_row(row, &mut self.logits, batch.len(), position);
             }
@@ -159,7 +186,7 @@ impl Adam {
         count: usize,
         paces: [Pace; 2],
     ) -> Tally {
-        let found = gather(&mut self.shares, layer, task, batch, count);
+        let found = gather(&mut self.shares, layer, task, batch, count, 1.0 / batch.len() as f32);
         let simd = layer.simd;
         let [pace, bias_pace] = paces;
         let kernels: Vec<&[Lanes]> = self.shares.iter().map(|part| &part.kernel[..]).collect();
@@ -177,11 +204,17 @@ impl Adam {
     }
 }
 
-/// Computes loss and gradient of the mean loss in `count` parts, side by side.
-pub(super) fn gather(parts: &mut Vec<Share>, layer: &Dense, task: &Task<'_, '_>, batch: &[usize], count: usize) -> Tally {
+/// Computes loss and gradient in `count` parts, side by side; `share` of each row's counts.
+pub(super) fn gather(
+    parts: &mut Vec<Share>,
+    layer: &Dense,
+    task: &Task<'_, '_>,
+    batch: &[usize],
+    count: usize,
+    share: f32,
+) -> Tally {
     let rows = batch.par_chunks(batch.len().div_ceil(count));
     parts.resize_with(rows.len(), Share::default);
-    let share = 1.0 / batch.len() as f32;
     parts.par_iter_mut().zip(rows).with_max_len(1).for_each(|(part, rows)| part.gather(layer, task, rows, share));
     let mut found = Tally::default();
     parts.iter().for_each(|part| found.add(&part.found));
@@ -198,8 +231,7 @@ pub(super) fn shares(rows: usize, kernel: usize) -> usize {
 fn differentiate(task: &Task<'_, '_>, batch: &[usize], share: f32, row: &mut [f32], logits: &mut [Lanes], found: &mut Tally) {
     for (position, &index) in batch.iter().enumerate() {
         copy_row(logits, batch.len(), position, row);
-        let (loss, right) = task.target.differentiate(row, task.labels[index], share);
-        found.count(loss, right);
+        task.target.differentiate(row, task.labels[index], share).count_in(found);
         write_row(row, logits, batch.len(), position);
     }
 }

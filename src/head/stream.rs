@@ -23,7 +23,7 @@ use super::part::{Listed, OnPart, Part, Parts};
 use super::ridge::Given;
 use super::standardize::{BLOCK_ROWS, Moments, Standardization};
 use super::statistics::{Change, Statistics};
-use super::{Checkpoints, HeadError, HeadValidParams, Solver, adam, ridge};
+use super::{Checkpoints, HeadError, HeadValidParams, Solver, adam, lbfgs, ridge};
 
 /// Neighbouring rows that stay together until a window is shuffled.
 const PIECE: usize = 64;
@@ -60,8 +60,9 @@ pub struct Streamed<'a> {
     pub memory: usize,
 }
 
-/// Fits a head by `adam` or `ridge` as [`super::fit_resumable`] does, on features that are read anew in each pass.
-/// With `shuffle`, `adam` sees the rows in another order than a fit in memory; without it, the bits are the same.
+/// Fits a head by `adam` as [`super::fit_resumable`] does, on features that are read anew in each epoch. With `shuffle` it sees
+/// the rows in another order than a fit in memory; without it, the bits are the same. `lbfgs` reads them anew in each evaluation
+/// of the objective, one or two an iteration, and finds the same optimum to rounding; `ridge` reads them a few times in all.
 ///
 /// # Errors
 /// As [`super::fit_resumable`], when features cannot be read, the memory is too small for the batches, or another solver is
@@ -72,14 +73,16 @@ pub fn fit_streamed(
     checkpoints: Option<&mut Checkpoints<'_>>,
     on_epoch: OnEpoch<'_>,
 ) -> Result<Fitted, HeadError> {
-    if !matches!(params.solver, Solver::Adam | Solver::Ridge) {
-        let expected = "adam or ridge for features that are not in memory; set head.solver, or raise head.memory";
+    if params.solver == Solver::Linfa {
+        let expected =
+            "adam, lbfgs or ridge for features that are not in memory; set head.solver to one of them, or raise head.memory";
         return Err(HeadError::Parameter { name: "solver", found: params.solver.to_string(), expected });
     }
     let Streamed { source, train, holdout, classes, memory, .. } = *streamed;
     let labels = check_lists(streamed.labels, source.width(), [train, holdout], classes)?;
     let listed = Listed { labels: &labels, train, holdout, classes: classes.len() };
-    let window = Stream::room(source.width(), memory, params.batch_size.min(train.len()))?;
+    let batch = if params.solver == Solver::Adam { params.batch_size.min(train.len()) } else { 1 };
+    let window = Stream::room(source.width(), memory, batch)?;
     let mut stream = Stream { source, listed, window, standardization: None, windows: Mutex::default() };
     if params.solver == Solver::Ridge {
         let mut statistics: Option<Statistics> = None;
@@ -104,8 +107,12 @@ pub fn fit_streamed(
         })?;
         stream.standardization = moments.map(Moments::standardization);
     }
-    let initial = Weights::glorot_uniform(source.width(), classes.len(), params.seed);
-    let found = adam::solve(params, &stream, &initial, checkpoints, on_epoch)?;
+    let found = if params.solver == Solver::Lbfgs {
+        lbfgs::solve_parts(params, &stream, source.width(), on_epoch)?
+    } else {
+        let initial = Weights::glorot_uniform(source.width(), classes.len(), params.seed);
+        adam::solve(params, &stream, &initial, checkpoints, on_epoch)?
+    };
     solved(found, stream.standardization, classes)
 }
 

@@ -6,32 +6,27 @@ use rayon::prelude::*;
 
 use super::HeadError;
 use super::dense::{BLOCK_ROWS, Dense};
-use super::fit::{Problem, Weights};
+use super::fit::Weights;
 use super::part::{Part, Parts};
 use crate::evaluate::{argmax, log_sum_exp};
 use crate::run::EpochRecord;
 
 /// Loss and accuracy of a layer over some rows.
-pub(super) fn score(layer: &Dense, problem: &Problem<'_>, rows: &[usize]) -> Tally {
+pub(super) fn score(layer: &Dense, parts: &dyn Parts, rows: &[usize]) -> Result<Tally, HeadError> {
     let mut all = Tally::default();
-    all.score(layer, &Part { features: problem.features.shorter(), labels: problem.labels, order: rows });
-    all
+    parts.each_part(rows, None, BLOCK_ROWS, &mut |part| {
+        all.score(layer, &part);
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// The one record of a solver that has no epochs: the fitted layer's scores.
 pub(super) fn closed_record(weights: &Weights, parts: &dyn Parts, start: Instant) -> Result<EpochRecord, HeadError> {
     let layer = weights.pack();
-    let score = |rows: &[usize]| {
-        let mut all = Tally::default();
-        let scored = parts.each_part(rows, None, BLOCK_ROWS, &mut |part| {
-            all.score(&layer, &part);
-            Ok(())
-        });
-        scored.map(|()| all)
-    };
     let listed = parts.listed();
-    let seen = score(listed.train)?;
-    let held = if listed.holdout.is_empty() { None } else { Some(score(listed.holdout)?) };
+    let seen = score(&layer, parts, listed.train)?;
+    let held = if listed.holdout.is_empty() { None } else { Some(score(&layer, parts, listed.holdout)?) };
     Ok(EpochRecord {
         epoch: 1,
         loss: seen.mean_loss(),
@@ -48,6 +43,8 @@ pub(super) fn closed_record(weights: &Weights, parts: &dyn Parts, start: Instant
 pub(super) struct Tally {
     rows: usize,
     pub(super) loss: f64,
+    /// What is minimized; counted where a gradient is taken.
+    pub(super) objective: f64,
     right: usize,
 }
 
@@ -78,11 +75,16 @@ impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
         self.rows += other.rows;
         self.loss += other.loss;
+        self.objective += other.objective;
         self.right += other.right;
     }
 
     pub(super) fn mean_loss(&self) -> f64 {
         self.loss / self.rows as f64
+    }
+
+    pub(super) fn mean_objective(&self) -> f64 {
+        self.objective / self.rows as f64
     }
 
     pub(super) fn accuracy(&self) -> f64 {

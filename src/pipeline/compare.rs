@@ -67,16 +67,23 @@ pub struct Comparison {
 /// Compares runs with the first of them.
 ///
 /// # Errors
-/// When a run is missing or damaged, or two runs have different labels for an image.
+/// When a run is missing or damaged, two runs have different labels for an image, or no run shares an image with the first.
 pub fn compare(folders: &[PathBuf], context: &Context<'_>) -> Result<Comparison, PipelineError> {
     let runs = folders.iter().map(|path| Ok((path.as_path(), RunDir::new(path).metrics()?)));
     let runs: Vec<(&Path, Metrics)> = runs.collect::<Result<_, PipelineError>>()?;
-    let mut pairs = Vec::new();
+    let (mut pairs, mut reasons) = (Vec::new(), Vec::new());
     if let Some((first, others)) = runs.split_first() {
         for second in others {
-            pairs.extend(pair(first, second, context)?);
+            match pair(first, second, context)? {
+                Ok(pair) => pairs.push(pair),
+                Err(reason) => reasons.push(reason),
+            }
         }
     }
+    if pairs.is_empty() && !reasons.is_empty() {
+        return Err(PipelineError::NothingToCompare(reasons.join("; ")));
+    }
+    reasons.into_iter().for_each(|reason| (context.observe)(Event::Warned(reason)));
     Ok(Comparison { runs: runs.iter().map(|(path, metrics)| line(path, metrics)).collect(), pairs })
 }
 
@@ -102,19 +109,19 @@ fn line(path: &Path, metrics: &Metrics) -> ComparedRun {
     }
 }
 
+/// A pair, or why there is none.
 fn pair(
     (first, first_metrics): &(&Path, Metrics),
     (second, second_metrics): &(&Path, Metrics),
     context: &Context<'_>,
-) -> Result<Option<Pair>, PipelineError> {
+) -> Result<Result<Pair, String>, PipelineError> {
     let warn = |text: String| (context.observe)(Event::Warned(text));
     let (a, b) = (first.display(), second.display());
     let both = ["test", "validation"]
         .into_iter()
         .find_map(|split| Some((split, score(first_metrics, split)?.rows, score(second_metrics, split)?.rows)));
     let Some((split, first_rows, second_rows)) = both else {
-        warn(format!("{a} and {b} were not scored on the same split: they cannot be compared row by row"));
-        return Ok(None);
+        return Ok(Err(format!("{a} and {b} were not scored on the same split: they cannot be compared row by row")));
     };
     let joined = answers(first, split)?
         .lazy()
@@ -152,13 +159,15 @@ fn pair(
         }
     }
     let shared = joined.height();
+    let name = if split == "test" { "test" } else { "hold-out" };
+    let Some(test) = McNemar::of(shared, only_first, only_second) else {
+        return Ok(Err(format!("{a} and {b} share no image of their {name} splits ({first_rows} and {second_rows} images)")));
+    };
     if shared < first_rows || shared < second_rows {
-        let name = if split == "test" { "test" } else { "hold-out" };
         warn(format!(
             "{a} and {b} share {shared} images of their {name} splits ({first_rows} and {second_rows}): compared on those"
         ));
     }
-    let Some(test) = McNemar::of(shared, only_first, only_second) else { return Ok(None) };
     let real = test.p < 0.05;
     let verdict = if real {
         let (better, worse) = if test.difference > 0.0 { (b, a) } else { (a, b) };
@@ -166,7 +175,7 @@ fn pair(
     } else {
         format!("{a} and {b} do not differ as far as {shared} images can tell (p = {})", chance(test.p))
     };
-    Ok(Some(Pair { first: first.to_path_buf(), second: second.to_path_buf(), split: split.to_owned(), test, real, verdict }))
+    Ok(Ok(Pair { first: first.to_path_buf(), second: second.to_path_buf(), split: split.to_owned(), test, real, verdict }))
 }
 
 fn chance(p: f64) -> String {

@@ -6,15 +6,15 @@ use std::time::Instant;
 use ndarray::Axis;
 use serde::Serialize;
 
-use super::fit::{Rows, labelled};
+use super::fit::{Fit, Loaded, labelled};
 use super::outcome::SHOTS;
 use super::streamed::in_memory;
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::evaluate::{argmax, mean_interval, wilson_interval};
 use crate::events::{Event, Unit};
-use crate::head::{self, ParamGuard as _};
-use crate::run::{BaselineScore, BaselineSplit, Metrics, RunDir};
-use crate::store::Store;
+use crate::head::{self, HeadError, NearestMean, ParamGuard as _, Queries};
+use crate::run::{BaselineScore, BaselineSplit, RunDir};
+use crate::store::{SplitFeatures, Store};
 
 /// Heads on `shots` images of each class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,61 +40,87 @@ struct Repeat {
     accuracy: f64,
 }
 
+impl Fit {
+    /// What the head was fitted on; read, where the fit did not leave it.
+    fn take_loaded(&mut self, pipeline: &Pipeline, what: &str) -> Result<Loaded, PipelineError> {
+        if let Some(loaded) = self.loaded.take() {
+            return Ok(loaded);
+        }
+        let params = &pipeline.settings.head;
+        let store = Store::open(&pipeline.features)?;
+        in_memory(&store, params, what, "")?;
+        Loaded::new(store, params)
+    }
+}
+
 /// Scores the baselines on the rows of the fitted head and records them in its `metrics.json`.
 ///
 /// # Errors
 /// When the features or the run cannot be used, or the user stopped it; the head is kept.
-pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metrics) -> Result<(), PipelineError> {
+pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, fit: &mut Fit) -> Result<(), PipelineError> {
+    let loaded = fit.take_loaded(pipeline, "--baselines")?;
+    fit.metrics.baselines = baseline_scores(pipeline, context, &loaded)?;
+    fit.loaded = Some(loaded);
+    Ok(RunDir::new(&pipeline.run).write_metrics(&fit.metrics)?)
+}
+
+/// The three baselines; each is made once for all splits that it is scored on.
+fn baseline_scores(pipeline: &Pipeline, context: &Context<'_>, loaded: &Loaded) -> Result<Vec<BaselineScore>, PipelineError> {
     const TASK: &str = "nearest neighbours";
-    let params = &pipeline.settings.head;
-    let store = Store::open(&pipeline.features)?;
-    in_memory(&store, params, "--baselines", "")?;
-    let rows = Rows::load(&store, params.split)?;
-    let division = rows.divide(&store, params)?;
-    let classes = &store.manifest().classes;
-    let examples = rows.examples(&division.train, &division.holdout, classes);
-    let targets = [
-        Some((&rows.fitting, division.holdout.clone())),
-        rows.test.as_ref().map(|test| (test, labelled(&test.labels, 0..test.ids.len()))),
-    ];
-    let stopped = || Interrupted(format!("stopped; {} is as it was", pipeline.run.display()));
+    let Loaded { store, rows, division } = loaded;
+    let examples = rows.examples(&division.train, &division.holdout, &store.manifest().classes);
+    let named = |error: HeadError| rows.name(error);
+    let tested = rows.test.as_ref().map(|test| (test, labelled(&test.labels, 0..test.ids.len())));
+    let mut targets: Vec<(&SplitFeatures, &[usize])> = vec![(&rows.fitting, &division.holdout)];
+    targets.extend(tested.as_ref().map(|(test, rows)| (*test, &rows[..])));
+    let queries: Vec<Queries<'_>> = targets.iter().map(|(features, rows)| (features.embeddings.view(), *rows)).collect();
+    let voters = pipeline.settings.head.clone().check()?.neighbours();
+
     let mut found = Vec::new();
     for name in ["majority", "nearest_mean", "nearest_neighbours"] {
         let started = Instant::now();
-        let mut scores = Vec::new();
-        for (features, rows) in targets.iter().flatten() {
-            let x = features.embeddings.view();
-            let answers = match name {
-                "majority" => vec![head::majority(&examples)?; rows.len()],
-                "nearest_mean" => head::nearest_mean(&examples, x, rows)?,
-                _ => {
-                    (context.observe)(Event::Started {
-                        task: TASK,
-                        total: Some(division.train.len() as u64),
-                        unit: Unit::Images,
-                    });
-                    let mut advance = |done: usize| {
-                        (context.observe)(Event::Advanced { task: TASK, done: done as u64 });
-                        context.flow()
-                    };
-                    let answers = context.stoppable(|| head::nearest_neighbours(&examples, x, rows, &mut advance))?;
-                    (context.observe)(Event::Finished { task: TASK });
-                    answers.ok_or_else(stopped)?
-                }
-            };
+        let answers: Vec<Vec<usize>> = match name {
+            "majority" => {
+                let class = head::majority(&examples).map_err(named)?;
+                queries.iter().map(|(_, rows)| vec![class; rows.len()]).collect()
+            }
+            "nearest_mean" => {
+                let means = NearestMean::of(&examples).map_err(named)?;
+                queries.iter().map(|query| means.answers(*query)).collect::<Result<_, _>>()?
+            }
+            _ => {
+                let total = Some(division.train.len() as u64);
+                (context.observe)(Event::Started { task: TASK, total, unit: Unit::Images });
+                let mut advance = |done: usize| {
+                    (context.observe)(Event::Advanced { task: TASK, done: done as u64 });
+                    context.flow()
+                };
+                let answers = context.stoppable(|| voters.answers(&examples, &queries, &mut advance));
+                (context.observe)(Event::Finished { task: TASK });
+                let stopped = || Interrupted(format!("stopped; {} is as it was", pipeline.run.display()));
+                answers.map_err(named)?.ok_or_else(stopped)?
+            }
+        };
+        let mut scores = targets.iter().zip(answers).map(|(&(features, rows), answers)| {
             let right = rows.iter().zip(answers).filter(|&(&row, answer)| is(features.labels[row], answer)).count();
-            scores.push((!rows.is_empty()).then(|| BaselineSplit {
+            (!rows.is_empty()).then(|| BaselineSplit {
                 rows: rows.len(),
                 accuracy: right as f64 / rows.len() as f64,
                 accuracy_interval: wilson_interval(right, rows.len()),
-            }));
-        }
-        let mut scores = scores.into_iter();
+            })
+        });
         let (validation, test) = (scores.next().flatten(), scores.next().flatten());
-        found.push(BaselineScore { name: name.to_owned(), seconds: started.elapsed().as_secs_f64(), validation, test });
+        let voted = (name == "nearest_neighbours").then_some(voters);
+        found.push(BaselineScore {
+            name: name.to_owned(),
+            k: voted.map(|voters| voters.k),
+            temperature: voted.map(|voters| voters.temperature),
+            seconds: started.elapsed().as_secs_f64(),
+            validation,
+            test,
+        });
     }
-    metrics.baselines = found;
-    Ok(RunDir::new(&pipeline.run).write_metrics(metrics)?)
+    Ok(found)
 }
 
 /// Fits the head on few training images of each class, `repeats` times each, and writes `shots.csv` to the run.
@@ -104,14 +130,26 @@ pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metri
 pub fn few_shots(
     pipeline: &Pipeline,
     context: &Context<'_>,
+    fit: &mut Fit,
     numbers: &[usize],
     repeats: usize,
 ) -> Result<Vec<Shots>, PipelineError> {
+    let loaded = fit.take_loaded(pipeline, "--shots")?;
+    let (found, table) = shot_scores(pipeline, context, &loaded, numbers, repeats)?;
+    fit.loaded = Some(loaded);
+    RunDir::new(&pipeline.run).write_table(SHOTS, &table)?;
+    Ok(found)
+}
+
+fn shot_scores(
+    pipeline: &Pipeline,
+    context: &Context<'_>,
+    loaded: &Loaded,
+    numbers: &[usize],
+    repeats: usize,
+) -> Result<(Vec<Shots>, Vec<Repeat>), PipelineError> {
     let params = &pipeline.settings.head;
-    let store = Store::open(&pipeline.features)?;
-    in_memory(&store, params, "--shots", "")?;
-    let rows = Rows::load(&store, params.split)?;
-    let division = rows.divide(&store, params)?;
+    let Loaded { store, rows, division } = loaded;
     let classes = &store.manifest().classes;
     let fitting = &rows.fitting;
     let test = rows
@@ -130,7 +168,8 @@ pub fn few_shots(
         let mut accuracies = Vec::new();
         for repeat in 0..repeats {
             let seed = params.seed.wrapping_add(repeat as u64);
-            let (train, short) = head::few(shots, seed, &division.train, &fitting.ids, &fitting.labels, classes.len())?;
+            let few = head::few(shots, seed, &division.train, &fitting.ids, &fitting.labels, classes.len());
+            let (train, short) = few.map_err(|error| rows.name(error))?;
             if let (0, [first, ..]) = (repeat, short.as_slice()) {
                 let text =
                     format!("{} classes have fewer than {shots} training images, such as {}", short.len(), classes[*first]);
@@ -140,7 +179,8 @@ pub fn few_shots(
             // No row is held out here that early stopping could watch.
             let checked = head::HeadParams { seed, patience: None, min_delta: None, ..params.clone() }.check()?;
             let mut go_on = |_: &_| context.flow();
-            let fitted = context.stoppable(|| head::fit(&checked, &examples, &mut go_on)).map_err(|error| rows.name(error))?;
+            let fitted = context.stopping(params.solver, || head::fit(&checked, &examples, &mut go_on));
+            let fitted = fitted.map_err(|error| rows.name(error))?;
             if context.stop.load(Ordering::Relaxed) {
                 return Err(Interrupted("stopped; the head on all images is kept, shots.csv is not written".into()).into());
             }
@@ -154,8 +194,7 @@ pub fn few_shots(
         let (accuracy, interval) = mean_interval(&accuracies);
         found.push(Shots { shots, accuracy, interval, repeats: accuracies, split: split.to_owned() });
     }
-    RunDir::new(&pipeline.run).write_table(SHOTS, &table)?;
-    Ok(found)
+    Ok((found, table))
 }
 
 fn is(label: Option<i32>, class: usize) -> bool {

@@ -18,12 +18,37 @@ use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, RunDir, SplitRecord};
 use crate::store::{SplitFeatures, Store, StoreError};
 
 /// What stage 2 leaves.
-#[derive(Clone, Debug)]
 pub struct Fit {
     /// Whether it ran.
     pub outcome: StageOutcome,
     /// Content of `metrics.json`.
     pub metrics: Metrics,
+    /// For what comes after the fit; none where the features were not in memory.
+    pub(super) loaded: Option<Loaded>,
+}
+
+impl Fit {
+    /// Lets go of the features.
+    #[must_use]
+    pub fn without_features(self) -> Self {
+        Self { loaded: None, ..self }
+    }
+}
+
+/// Features in memory, and which of their rows are for what.
+pub(super) struct Loaded {
+    pub(super) store: Store,
+    pub(super) rows: Rows,
+    pub(super) division: Division,
+}
+
+impl Loaded {
+    /// Reads the features and divides them.
+    pub(super) fn new(store: Store, params: &HeadParams) -> Result<Self, PipelineError> {
+        let rows = Rows::load(&store, params.split)?;
+        let division = rows.divide(&store, params)?;
+        Ok(Self { store, rows, division })
+    }
 }
 
 /// Fits the head on the cached features and scores it. Unless `always`, a run that fits the store and the settings is kept.
@@ -42,20 +67,23 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         && metrics.fit_key.trim_start_matches("sweep-").trim_start_matches("update-") == fit_key
         && is_whole(&run, pipeline, metrics.sweep.is_some() || metrics.update.is_some())
     {
-        return Ok(Fit { outcome: StageOutcome::UpToDate, metrics });
+        return Ok(Fit { outcome: StageOutcome::UpToDate, metrics, loaded: None });
     }
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
     let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key };
     let started = Instant::now();
-    let metrics = if is_streamed(&store, params)? {
+    let (metrics, loaded) = if is_streamed(&store, params)? {
         let rows = Rows::gather(&store, params.split, |splits| store.stream(splits))?;
-        stage.fit(&rows, started.elapsed(), on_epoch)?
+        let division = rows.divide(&store, params)?;
+        (stage.fit(&rows, &division, started.elapsed(), on_epoch)?, None)
     } else {
         let rows = Rows::load(&store, params.split)?;
-        stage.fit(&rows, started.elapsed(), on_epoch)?
+        let division = rows.divide(&store, params)?;
+        let metrics = stage.fit(&rows, &division, started.elapsed(), on_epoch)?;
+        (metrics, Some(Loaded { store, rows, division }))
     };
-    Ok(Fit { outcome: StageOutcome::Ran, metrics })
+    Ok(Fit { outcome: StageOutcome::Ran, metrics, loaded })
 }
 
 /// What a fit works with, but its rows.
@@ -71,10 +99,15 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     /// Fits, scores, and writes the run.
-    fn fit<F: Features>(self, rows: &Rows<F>, loaded: Duration, on_epoch: OnEpoch<'_>) -> Result<Metrics, PipelineError> {
+    fn fit<F: Features>(
+        self,
+        rows: &Rows<F>,
+        division: &Division,
+        loaded: Duration,
+        on_epoch: OnEpoch<'_>,
+    ) -> Result<Metrics, PipelineError> {
         let Self { pipeline, context, store, run, params, settings, fit_key } = self;
         let manifest = store.manifest();
-        let division = rows.divide(store, params)?;
         for warning in &division.warnings {
             (context.observe)(Event::Warned(warning.clone()));
         }
@@ -92,15 +125,15 @@ impl Stage<'_> {
         let mut stopped = false;
         let mut watch = |record: &EpochRecord| {
             let flow = on_epoch(record);
-            // These tell when they are done; then there is nothing to stop.
-            stopped = flow.is_break() && !matches!(params.solver, Solver::Ridge | Solver::Linfa);
+            // The others tell when they are done; then there is nothing to stop.
+            stopped = flow.is_break() && params.solver.can_be_stopped();
             flow
         };
         let checkpoint = run.file(Checkpoints::FILE);
         let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
         let started = Instant::now();
         let plan = Plan { params, train: &division.train, holdout: &division.holdout, classes };
-        let fitted = context.stoppable(|| rows.fitting.fit(&plan, &mut checkpoints, &mut watch));
+        let fitted = context.stopping(params.solver, || rows.fitting.fit(&plan, &mut checkpoints, &mut watch));
         let fit_seconds = started.elapsed().as_secs_f64();
         let fitted = fitted.map_err(|error| rows.name(error))?;
         let epochs = fitted.history.len();
@@ -146,12 +179,13 @@ impl Stage<'_> {
             solver: params.solver.to_string(),
             epochs: fitted.history.last().map_or(0, |record| record.epoch),
             best_epoch: fitted.best_epoch,
+            converged: fitted.converged,
             fit_seconds,
             load_seconds: loaded.as_secs_f64(),
             features: manifest.dimension,
             classes: classes.clone(),
             split: SplitRecord {
-                kind: division.kind,
+                kind: division.kind.clone(),
                 fraction: params.validation_split,
                 train: division.train.len(),
                 holdout: division.holdout.len(),
@@ -166,9 +200,9 @@ impl Stage<'_> {
             baselines: Vec::new(),
             head: settings,
         };
-        let mut trained = division.train;
+        let mut trained = division.train.clone();
         if before.is_some() {
-            trained.extend(division.holdout);
+            trained.extend(&division.holdout);
             trained.sort_unstable();
         }
         let ridge = fitted.ridge.as_ref();
@@ -257,7 +291,7 @@ pub(super) fn divide(
     let mut division = if validation.is_empty() {
         let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
         let kind = params.split.unwrap_or(default);
-        let split = head::hold_out(&params.rule(kind), ids, labels, classes)?;
+        let split = head::hold_out(&params.rule(kind), ids, labels, classes).map_err(|error| named(error, ids))?;
         Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
     } else {
         let holdout = labelled(labels, validation);
@@ -303,12 +337,16 @@ impl<F: Features> Rows<F> {
 
     /// Puts the image's id into an error that knows its row alone.
     pub(super) fn name(&self, error: HeadError) -> PipelineError {
-        match error {
-            HeadError::NotFinite { row, .. } => {
-                PipelineError::BadFeatures { id: self.fitting.ids().get(row).cloned().unwrap_or_default() }
-            }
-            other => other.into(),
-        }
+        named(error, self.fitting.ids())
+    }
+}
+
+fn named(error: HeadError, ids: &[String]) -> PipelineError {
+    let id = |row: usize| ids.get(row).cloned().unwrap_or_default();
+    match error {
+        HeadError::NotFinite { row, .. } => PipelineError::BadFeatures { id: id(row) },
+        HeadError::Label { row, label: Some(label), classes } => PipelineError::BadLabel { id: id(row), label, classes },
+        other => other.into(),
     }
 }
 
@@ -316,3 +354,6 @@ impl<F: Features> Rows<F> {
 pub(super) fn labelled(labels: &[Option<i32>], rows: Range<usize>) -> Vec<usize> {
     rows.filter(|&row| labels[row].is_some()).collect()
 }
+
+#[cfg(test)]
+mod tests;

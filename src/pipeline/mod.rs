@@ -29,7 +29,7 @@ pub use update::update;
 
 use crate::assets::Search;
 use crate::events::Observer;
-use crate::head::ParamGuard as _;
+use crate::head::{ParamGuard as _, Solver};
 use crate::onnx::Layers;
 use crate::runtime::{Compute, RuntimeOptions};
 
@@ -125,6 +125,20 @@ pub enum PipelineError {
         /// The image.
         id: String,
     },
+    /// A label is no class.
+    #[error(
+        "{id}: label {label} is not one of the {classes} classes of these features (0 to {}): make them anew with tlpipe extract \
+         --rebuild and the same pipeline or flags",
+        classes.saturating_sub(1)
+    )]
+    BadLabel {
+        /// The image.
+        id: String,
+        /// Its label.
+        label: i32,
+        /// Length of the class list.
+        classes: usize,
+    },
     /// The run directory cannot be used.
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
@@ -145,6 +159,9 @@ pub enum PipelineError {
         /// The class there.
         second_class: String,
     },
+    /// No run shares an image with the first.
+    #[error("{0}; compare runs that answer the same images of one split: fit them on the same features with the same head.split")]
+    NothingToCompare(String),
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
@@ -197,6 +214,19 @@ impl Context<'_> {
     /// Whether to go on, as a solver asks.
     pub fn flow(&self) -> ControlFlow<()> {
         if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Runs a fit: cleanly stopped where the solver asks whether to go on, ended at once elsewhere, since the run is untouched then.
+    fn stopping<T>(&self, solver: Solver, fit: impl FnOnce() -> T) -> T {
+        if solver.can_be_stopped() { self.stoppable(fit) } else { self.ending_at_once(fit) }
+    }
+
+    /// Runs something that does not ask whether to go on; a signal ends the process.
+    fn ending_at_once<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = self.stoppable.swap(false, Ordering::Relaxed);
+        let result = work();
+        self.stoppable.store(before, Ordering::Relaxed);
+        result
     }
 
     /// Runs something that ends cleanly by itself once `stop` is set.
@@ -282,7 +312,8 @@ fn place(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok()
 }
 
-fn same_folder(a: &Path, b: &Path) -> bool {
+/// Whether two paths lead to one place.
+pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
     a == b || place(a).is_some_and(|a| place(b) == Some(a))
 }
 

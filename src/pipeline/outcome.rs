@@ -4,8 +4,8 @@ use super::fit::Rows;
 use super::scoring::Scoring;
 use super::streamed::Features;
 use super::{Pipeline, PipelineError};
-use crate::head::{Checkpoints, Head, HeadValidParams, Origin, Ridge, RidgePoint, Statistics};
-use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, TrainedRows};
+use crate::head::{Checkpoints, Head, HeadParams, Origin, Ridge, RidgePoint, Statistics};
+use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, SWEEP_JOURNAL, TrainedRows};
 use crate::store::{Manifest, Place, Row, Store};
 
 /// Predictions of every split.
@@ -34,7 +34,7 @@ impl<'r> Kept<'r> {
     pub(super) fn of<F: Features>(
         ridge: &'r Ridge,
         l2: f64,
-        params: &HeadValidParams,
+        params: &HeadParams,
         store: &Store,
         run: &RunDir,
         rows: &Rows<F>,
@@ -101,6 +101,7 @@ impl Outcome<'_> {
             }
         }
         run.write_metrics(self.metrics)?;
+        run.remove(SWEEP_JOURNAL)?;
         Ok(run.remove(Checkpoints::FILE)?)
     }
 }

@@ -5,7 +5,7 @@ use ndarray::{Array2, s};
 
 use super::PipelineError;
 use super::streamed::Features;
-use crate::evaluate::{self, Scorer};
+use crate::evaluate::{self, EvaluateError, Scorer};
 use crate::head::{Head, HeadError, PackedHead};
 use crate::run::{Predictions, PredictionsWriter, RunDir, SplitScore};
 
@@ -77,7 +77,7 @@ impl<'a> Scoring<'a> {
         mut logits: Array2<f32>,
     ) -> Result<(), PipelineError> {
         let labels: Vec<Option<i32>> = rows.iter().map(|&row| features.labels()[row]).collect();
-        scorer.add(logits.view(), &labels)?;
+        scorer.add(logits.view(), &labels).map_err(|error| named(error, rows, features))?;
         let mut predicted = Vec::with_capacity(rows.len());
         for mut row in logits.rows_mut() {
             if let Some(row) = row.as_slice_mut() {
@@ -89,6 +89,18 @@ impl<'a> Scoring<'a> {
         let splits = vec![name.to_owned(); rows.len()];
         let probabilities = logits.into_raw_vec_and_offset().0;
         Ok(self.predictions.add(Predictions { ids, splits, labels, predicted, probabilities })?)
+    }
+}
+
+/// Puts the image's id into an error that knows its row alone.
+fn named<F: Features>(error: EvaluateError, rows: &[usize], features: &F) -> PipelineError {
+    match error {
+        EvaluateError::Class { found, classes, .. } => {
+            let bad = rows.iter().find(|&&row| features.labels()[row] == Some(found));
+            let id = bad.map(|&row| features.ids()[row].clone()).unwrap_or_default();
+            PipelineError::BadLabel { id, label: found, classes }
+        }
+        other => other.into(),
     }
 }
 

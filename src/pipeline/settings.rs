@@ -173,8 +173,14 @@ impl Settings {
                     reason: "not text in UTF-8; a pipeline file is TOML (tlpipe run --help shows how to do without one)".into(),
                 };
                 let text = String::from_utf8(bytes).map_err(no_text)?;
-                text.parse::<Table>()
-                    .map_err(|error| PipelineError::Settings { origin: origin.clone(), reason: error.to_string() })?
+                text.parse::<Table>().map_err(|error| PipelineError::Settings {
+                    origin: origin.clone(),
+                    reason: format!(
+                        "{}\ncorrect the file or name another one; where it is cut short or damaged in a run folder, fit the head again \
+                         with the pipeline file or the flags that it was fitted with",
+                        error.to_string().trim()
+                    ),
+                })?
             }
             None => Table::new(),
         };
@@ -198,6 +204,25 @@ impl Settings {
         }
         // The file was good, so it is a flag that is not.
         checked(&table, "command line")
+    }
+
+    /// The run folder that a recorded pipeline names; none where the file is no TOML, which [`Settings::load`] explains.
+    ///
+    /// # Errors
+    /// When the file cannot be read or was cut short: what is missing would be taken for left open.
+    pub fn recorded_run(file: &Path) -> Result<Option<PathBuf>, PipelineError> {
+        let text = std::fs::read(file).map_err(|source| PipelineError::File { path: file.into(), source })?;
+        let Some(table) = String::from_utf8(text).ok().and_then(|text| text.parse::<Table>().ok()) else { return Ok(None) };
+        let output = |key: &str| table.get("output").and_then(|output| output.get(key)).and_then(Value::as_str);
+        match (output("run"), output("features"), table.get("runtime")) {
+            (Some(run), Some(_), Some(_)) => Ok(Some(run.into())),
+            _ => Err(PipelineError::Settings {
+                origin: file.display().to_string(),
+                reason: "the pipeline of this run was cut short ([output] or [runtime] is missing): fit the head again with the pipeline \
+                         file or the flags that it was fitted with, and --run with this folder"
+                    .into(),
+            }),
+        }
     }
 
     /// Refuses values of `[backbone]` and `[runtime]` that cannot be; those of `[head]` are checked by the head.

@@ -101,13 +101,13 @@ impl FeatureSource for StreamedFeatures {
 /// When they should, and the solver needs them in memory.
 pub(super) fn is_streamed(store: &Store, params: &HeadParams) -> Result<bool, PipelineError> {
     match params.solver {
-        Solver::Adam | Solver::Ridge => Ok(need(store) > budget(params)),
+        Solver::Adam | Solver::Lbfgs | Solver::Ridge => Ok(need(store) > budget(params)),
         solver => {
             in_memory(
                 store,
                 params,
                 &format!("solver {solver}"),
-                ", or set head.solver = \"adam\" or \"ridge\", which read them in passes",
+                ", or set head.solver to \"adam\", \"lbfgs\" or \"ridge\", which read them in passes",
             )?;
             Ok(false)
         }

@@ -153,7 +153,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     resolved.settings.head = params;
     Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept }
         .write(&run, &resolved)?;
-    Ok(Fit { outcome: StageOutcome::Ran, metrics })
+    Ok(Fit { outcome: StageOutcome::Ran, metrics, loaded: None })
 }
 
 fn apply(statistics: &mut Statistics, store: &Store, change: Change, rows: &[Changed]) -> Result<(), PipelineError> {

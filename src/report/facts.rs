@@ -5,22 +5,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::tables::{ClassFigures, ConfusionCell, Mistake, Predictions, SplitCounts};
+use super::tables::{Mistake, Predictions, SplitCounts};
 use super::{Inputs, ReportError, StoreFacts};
-use crate::evaluate::TopK;
+use crate::evaluate::{Calibration, ClassScore, ConfusionCell, TopK};
 use crate::run::{EpochRecord, Metrics, SplitScore};
 
 /// Version of `report.json`.
-pub const REPORT_SCHEMA: u32 = 1;
+pub const REPORT_SCHEMA: u32 = 2;
 
 /// Worst mistakes that are kept and shown.
 const MISTAKES: u32 = 40;
-
-/// Most confused pairs that are kept and shown.
-const CONFUSED_PAIRS: usize = 20;
-
-/// The `k` of top-k accuracy that are worth a column.
-const TOP: [usize; 3] = [1, 3, 5];
 
 /// Figures of one split.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -31,10 +25,20 @@ pub struct SplitFacts {
     pub score: Option<SplitScore>,
     /// Rows without a label: predicted, not scored.
     pub unlabelled: usize,
-    /// Top-k accuracy for each `k` below the number of classes; empty where the predictions of the split were not kept.
+    /// Top-k accuracy for each `k` below the number of classes; empty where no row has a label.
     pub top: Vec<TopK>,
     /// Mean probability of the answers; equal to the accuracy where confidence can be trusted.
     pub mean_confidence: Option<f64>,
+}
+
+/// Figures of one class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassFigures {
+    /// Class index.
+    pub index: usize,
+    /// As in `metrics.json`.
+    #[serde(flatten)]
+    pub score: ClassScore,
 }
 
 /// The split that the report looks at closely: test, else the hold-out, else the rows trained on.
@@ -50,7 +54,7 @@ pub struct Examined {
     pub majority: f64,
     /// Figures of each class, in the order of the class list.
     pub classes: Vec<ClassFigures>,
-    /// Cells of the confusion matrix that are not zero.
+    /// Cells of the confusion matrix that are not zero, by label, then answer; empty above 100 classes.
     pub confusion: Vec<ConfusionCell>,
     /// Cells off the diagonal, the largest first; at most 20.
     pub confused_pairs: Vec<ConfusionCell>,
@@ -123,7 +127,7 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Facts, ReportError> {
     }
     let predictions = Predictions::open(&inputs.run.file("predictions.parquet"), metrics.classes.len())?;
     let counts = predictions.splits()?;
-    let splits = splits(inputs, &metrics, &counts, &predictions.label_ranks()?)?;
+    let splits = splits(inputs, &metrics, &counts)?;
     let history = if inputs.run.file("history.csv").exists() { inputs.run.history()? } else { Vec::new() };
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let created = i64::try_from(created).ok().and_then(arrow::array::temporal_conversions::timestamp_s_to_datetime);
@@ -140,7 +144,7 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Facts, ReportError> {
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         run: inputs.run.path().display().to_string(),
         splits,
-        examined: examine(&predictions, &counts, &metrics)?,
+        examined: examine(&predictions, &metrics)?,
         history,
         timings: inputs.timings.iter().map(|(stage, seconds)| Timing { stage: stage.clone(), seconds: *seconds }).collect(),
         store: inputs.store.clone(),
@@ -150,12 +154,7 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Facts, ReportError> {
     })
 }
 
-fn splits(
-    inputs: &Inputs,
-    metrics: &Metrics,
-    counts: &BTreeMap<String, SplitCounts>,
-    ranks: &BTreeMap<String, Vec<usize>>,
-) -> Result<Vec<SplitFacts>, ReportError> {
+fn splits(inputs: &Inputs, metrics: &Metrics, counts: &BTreeMap<String, SplitCounts>) -> Result<Vec<SplitFacts>, ReportError> {
     let scores = [("train", &metrics.train), ("validation", &metrics.validation), ("test", &metrics.test)];
     let named = scores.iter().map(|&(name, score)| (name, score.as_ref()));
     let others = counts.keys().filter(|name| scores.iter().all(|(known, _)| known != name));
@@ -168,13 +167,13 @@ fn splits(
         if let (Some(score), Some(found)) = (score, found) {
             agree(inputs, split, score, found)?;
         }
-        let top = ranks.get(split).map_or_else(Vec::new, |ranks| top_k(ranks));
+        let top = score.map_or_else(Vec::new, |score| top_k(score, metrics.classes.len()));
         facts.push(SplitFacts {
             split: split.to_owned(),
             score: score.cloned(),
             unlabelled: found.map_or(0, |found| found.rows - found.labelled),
             top,
-            mean_confidence: found.and_then(|found| found.mean_confidence),
+            mean_confidence: score.and_then(|score| mean_confidence(&score.calibration)),
         });
     }
     Ok(facts)
@@ -196,40 +195,36 @@ fn agree(inputs: &Inputs, split: &str, score: &SplitScore, found: &SplitCounts) 
     })
 }
 
-fn top_k(ranks: &[usize]) -> Vec<TopK> {
-    let rows: usize = ranks.iter().sum();
-    let within = |k: usize| ranks.iter().take(k).sum::<usize>() as f64 / rows as f64;
-    TOP.iter().filter(|&&k| k == 1 || k < ranks.len()).map(|&k| TopK { k, accuracy: within(k) }).collect()
+fn top_k(score: &SplitScore, classes: usize) -> Vec<TopK> {
+    let best = TopK { k: 1, accuracy: score.accuracy };
+    std::iter::once(best).chain((2..classes).contains(&score.top_k.k).then_some(score.top_k)).collect()
 }
 
-fn examine(
-    predictions: &Predictions,
-    counts: &BTreeMap<String, SplitCounts>,
-    metrics: &Metrics,
-) -> Result<Option<Examined>, ReportError> {
-    let labelled = |name: &&str| counts.get(*name).is_some_and(|counts| counts.labelled > 0);
-    let Some((split, counts)) =
-        ["test", "validation", "train"].into_iter().find(labelled).and_then(|name| Some((name, counts.get(name)?)))
-    else {
+fn mean_confidence(calibration: &Calibration) -> Option<f64> {
+    let rows: usize = calibration.bins.iter().map(|bin| bin.rows).sum();
+    let sum: f64 = calibration.bins.iter().filter_map(|bin| Some(bin.rows as f64 * bin.confidence?)).sum();
+    (rows > 0).then(|| sum / rows as f64)
+}
+
+fn examine(predictions: &Predictions, metrics: &Metrics) -> Result<Option<Examined>, ReportError> {
+    let scores = [("test", &metrics.test), ("validation", &metrics.validation), ("train", &metrics.train)];
+    let Some((split, score)) = scores.into_iter().find_map(|(split, score)| Some((split, score.as_ref()?))) else {
         return Ok(None);
     };
-    let classes = predictions.per_class(split, &metrics.classes)?;
-    let confusion = predictions.confusion(split)?;
-    let present: Vec<&ClassFigures> = classes.iter().filter(|class| class.support > 0).collect();
-    let macro_f1 = present.iter().filter_map(|class| class.f1).sum::<f64>() / present.len() as f64;
-    let largest = present.iter().map(|class| class.support).max().unwrap_or(0);
-    let mut confused_pairs: Vec<_> = confusion.iter().copied().filter(|cell| cell.label != cell.predicted).collect();
-    confused_pairs.sort_by_key(|cell| (std::cmp::Reverse(cell.count), cell.label, cell.predicted));
-    confused_pairs.truncate(CONFUSED_PAIRS);
+    let largest = score.per_class.iter().map(|class| class.rows).max().unwrap_or(0);
+    let cells = score.confusion.iter().flatten().enumerate().flat_map(|(label, row)| {
+        row.iter().enumerate().map(move |(predicted, &count)| ConfusionCell { label, predicted, count })
+    });
+    let right = (score.accuracy * score.rows as f64).round() as usize;
     Ok(Some(Examined {
         split: split.to_owned(),
-        rows: counts.labelled,
-        macro_f1,
-        majority: largest as f64 / counts.labelled as f64,
-        mistakes: counts.labelled - counts.correct,
+        rows: score.rows,
+        macro_f1: score.averages.macro_f1,
+        majority: largest as f64 / score.rows.max(1) as f64,
+        mistakes: score.rows.saturating_sub(right),
         worst_mistakes: predictions.worst_mistakes(split, MISTAKES)?,
-        classes,
-        confusion,
-        confused_pairs,
+        classes: score.per_class.iter().cloned().enumerate().map(|(index, score)| ClassFigures { index, score }).collect(),
+        confusion: cells.filter(|cell| cell.count > 0).collect(),
+        confused_pairs: score.confused.clone(),
     }))
 }

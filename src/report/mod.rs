@@ -6,7 +6,7 @@
 //! StoreFacts, timings ───────┘      └───▶ plots, thumbnails ─▶ report.html
 //! ```
 //!
-//! Questions about rows are answered by `polars` (`tables`), curves and heat maps are drawn by `plotters` (`plots`), the page is a
+//! Every score is that of `metrics.json`; questions about single rows are answered by `polars` (`tables`), curves and heat maps are drawn by `plotters` (`plots`), the page is a
 //! `minijinja` template (`page`, `report.html`). The page asks nobody for anything and needs no script.
 
 use std::collections::HashMap;
@@ -23,8 +23,8 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{Examined, Facts, REPORT_SCHEMA, SplitFacts, Timing};
-pub use tables::{ClassFigures, ConfusionCell, Mistake};
+pub use facts::{ClassFigures, Examined, Facts, REPORT_SCHEMA, SplitFacts, Timing};
+pub use tables::Mistake;
 
 /// What can go wrong with a report.
 #[derive(Debug, thiserror::Error)]

@@ -10,9 +10,8 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use serde::Serialize;
 
-use super::facts::{Examined, Facts};
+use super::facts::{ClassFigures, Examined, Facts};
 use super::plots::{Scale, curves, heat_map};
-use super::tables::ClassFigures;
 use super::{Inputs, ReportError};
 use crate::run::EpochRecord;
 
@@ -118,9 +117,10 @@ impl<'a> Close<'a> {
         }
         let mut weakest: Vec<&ClassFigures> = examined.classes.iter().collect();
         // Classes without a figure last.
-        weakest.sort_by(|a, b| a.f1.unwrap_or(2.0).total_cmp(&b.f1.unwrap_or(2.0)).then(a.index.cmp(&b.index)));
-        let (first, last) = (weakest.first().copied(), weakest.iter().rfind(|class| class.f1.is_some()).copied());
-        let strongest = last.filter(|last| first.is_some_and(|first| first.f1 < last.f1));
+        let f1 = |class: &ClassFigures| class.score.f1;
+        weakest.sort_by(|a, b| f1(a).unwrap_or(2.0).total_cmp(&f1(b).unwrap_or(2.0)).then(a.index.cmp(&b.index)));
+        let (first, last) = (weakest.first().copied(), weakest.iter().rfind(|class| f1(class).is_some()).copied());
+        let strongest = last.filter(|last| first.is_some_and(|first| f1(first) < f1(last)));
         let others = weakest.split_off(if classes > SHOWN_CLASSES { SHOWN_CLASSES } else { classes });
         Ok(Self { matrix, heat_map: heat, weakest, others, strongest })
     }

@@ -6,7 +6,7 @@
 use plotters::prelude::*;
 
 use super::ReportError;
-use super::tables::ConfusionCell;
+use crate::evaluate::ConfusionCell;
 
 /// plotters puts everything on whole pixels: drawn this many times larger, lines stay smooth.
 const SCALE: u32 = 4;

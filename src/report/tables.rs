@@ -1,4 +1,4 @@
-//! Questions about the rows of `predictions.parquet`, answered by polars.
+//! Questions about the rows of `predictions.parquet`, answered by polars: which they are. What they are worth is in `metrics.json`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,41 +7,6 @@ use polars::prelude::*;
 use serde::Serialize;
 
 use super::ReportError;
-
-/// Rows read at a time where probabilities are needed: bounds memory at 1,000 classes to some 60 MB.
-const ROWS_AT_A_TIME: usize = 16_384;
-
-/// How often a label was answered with a class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ConfusionCell {
-    /// True class.
-    pub label: usize,
-    /// Answer.
-    pub predicted: usize,
-    /// Rows.
-    pub count: usize,
-}
-
-/// Figures of one class.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ClassFigures {
-    /// Class index.
-    pub index: usize,
-    /// Class name.
-    pub class: String,
-    /// Rows with this label.
-    pub support: usize,
-    /// Rows answered with this class.
-    pub predicted: usize,
-    /// Rows of this class answered right.
-    pub correct: usize,
-    /// `correct / predicted`; none where the class was never answered.
-    pub precision: Option<f64>,
-    /// `correct / support`; none where no row has the class.
-    pub recall: Option<f64>,
-    /// Harmonic mean of the two, `2 correct / (support + predicted)`; none where no row has the class and none was answered with it.
-    pub f1: Option<f64>,
-}
 
 /// A wrong answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,8 +29,6 @@ pub(super) struct SplitCounts {
     pub rows: usize,
     pub labelled: usize,
     pub correct: usize,
-    /// Mean probability of the answer over the labelled rows.
-    pub mean_confidence: Option<f64>,
 }
 
 /// `predictions.parquet`, checked.
@@ -129,23 +92,17 @@ impl Predictions {
         let labelled = col("label").is_not_null();
         let query = self.frame.clone().group_by([col("split")]).agg([
             len().cast(DataType::Int64).alias("rows"),
-            labelled.clone().sum().cast(DataType::Int64).alias("labelled"),
+            labelled.sum().cast(DataType::Int64).alias("labelled"),
             col("label").eq(col("predicted")).sum().cast(DataType::Int64).alias("correct"),
-            col("probabilities").arr().max().filter(labelled).cast(DataType::Float64).mean().alias("confidence"),
         ]);
         let frame = self.collect(query)?;
         let read = || -> PolarsResult<BTreeMap<String, SplitCounts>> {
             let (rows, labelled) = (counts(&frame, "rows")?, counts(&frame, "labelled")?);
-            let (correct, confidence) = (counts(&frame, "correct")?, frame.column("confidence")?.f64()?);
+            let correct = counts(&frame, "correct")?;
             let splits = frame.column("split")?.str()?.iter().enumerate();
             Ok(splits
                 .map(|(row, split)| {
-                    let counts = SplitCounts {
-                        rows: rows[row],
-                        labelled: labelled[row],
-                        correct: correct[row],
-                        mean_confidence: confidence.get(row),
-                    };
+                    let counts = SplitCounts { rows: rows[row], labelled: labelled[row], correct: correct[row] };
                     (split.unwrap_or_default().to_owned(), counts)
                 })
                 .collect())
@@ -156,70 +113,6 @@ impl Predictions {
     /// Labelled rows of a split.
     fn scored(&self, split: &str) -> LazyFrame {
         self.frame.clone().filter(col("split").eq(lit(split.to_owned())).and(col("label").is_not_null()))
-    }
-
-    /// How often each label was answered with each class: cells that are not zero, by label, then answer.
-    pub(super) fn confusion(&self, split: &str) -> Result<Vec<ConfusionCell>, ReportError> {
-        let query = self
-            .scored(split)
-            .group_by([col("label"), col("predicted")])
-            .agg([len().cast(DataType::Int64).alias("count")])
-            .sort(["label", "predicted"], SortMultipleOptions::default());
-        let frame = self.collect(query)?;
-        let read = || -> PolarsResult<Vec<ConfusionCell>> {
-            let (labels, predicted) = (counts(&frame, "label")?, counts(&frame, "predicted")?);
-            let cells = labels.into_iter().zip(predicted).zip(counts(&frame, "count")?);
-            Ok(cells.map(|((label, predicted), count)| ConfusionCell { label, predicted, count }).collect())
-        };
-        read().map_err(|error| self.damaged(&error))
-    }
-
-    /// Support, precision, recall and F1 of each class, in the order of the class list.
-    pub(super) fn per_class(&self, split: &str, names: &[String]) -> Result<Vec<ClassFigures>, ReportError> {
-        let scored = self.scored(split);
-        let support = scored.clone().group_by([col("label").alias("class")]).agg([
-            len().cast(DataType::Int64).alias("support"),
-            col("label").eq(col("predicted")).sum().cast(DataType::Int64).alias("correct"),
-        ]);
-        let answered = scored.group_by([col("predicted").alias("class")]).agg([len().cast(DataType::Int64).alias("predicted")]);
-        let indices: Vec<i32> = (0..).take(self.classes).collect();
-        let query = DataFrame::new(indices.len(), vec![Column::new("class".into(), indices)])
-            .map_err(|error| self.damaged(&error))?
-            .lazy()
-            .join(support, [col("class")], [col("class")], JoinArgs::new(JoinType::Left))
-            .join(answered, [col("class")], [col("class")], JoinArgs::new(JoinType::Left))
-            .with_columns([
-                col("support").fill_null(lit(0_i64)),
-                col("correct").fill_null(lit(0_i64)),
-                col("predicted").fill_null(lit(0_i64)),
-            ])
-            .with_columns([
-                share(col("correct"), col("predicted")).alias("precision"),
-                share(col("correct"), col("support")).alias("recall"),
-                share(col("correct") + col("correct"), col("support") + col("predicted")).alias("f1"),
-            ])
-            .sort(["class"], SortMultipleOptions::default());
-        let frame = self.collect(query)?;
-        let read = || -> PolarsResult<Vec<ClassFigures>> {
-            let (support, predicted) = (counts(&frame, "support")?, counts(&frame, "predicted")?);
-            let correct = counts(&frame, "correct")?;
-            let (precision, recall) = (frame.column("precision")?.f64()?, frame.column("recall")?.f64()?);
-            let f1 = frame.column("f1")?.f64()?;
-            let rows = names.iter().enumerate().take(support.len());
-            Ok(rows
-                .map(|(index, class)| ClassFigures {
-                    index,
-                    class: class.clone(),
-                    support: support[index],
-                    predicted: predicted[index],
-                    correct: correct[index],
-                    precision: precision.get(index),
-                    recall: recall.get(index),
-                    f1: f1.get(index),
-                })
-                .collect())
-        };
-        read().map_err(|error| self.damaged(&error))
     }
 
     /// The wrong answers given with the greatest confidence, worst first.
@@ -254,44 +147,6 @@ impl Predictions {
         read().map_err(|error| self.damaged(&error))
     }
 
-    /// For each split: how many labelled rows have their label at rank 0 (the answer), 1, 2, … by probability. Of equal probabilities
-    /// the lower class index comes first, as it does where the answer is chosen.
-    pub(super) fn label_ranks(&self) -> Result<BTreeMap<String, Vec<usize>>, ReportError> {
-        let mut ranks = BTreeMap::new();
-        let rows = self.collect(self.frame.clone().select([len().cast(DataType::Int64).alias("rows")]))?;
-        let rows = counts(&rows, "rows").map_err(|error| self.damaged(&error))?.first().copied().unwrap_or(0);
-        for start in (0..rows).step_by(ROWS_AT_A_TIME) {
-            let query = self
-                .frame
-                .clone()
-                .select([col("split"), col("label"), col("probabilities")])
-                .slice(start as i64, ROWS_AT_A_TIME as IdxSize);
-            let frame = self.collect(query)?;
-            self.add_ranks(&frame, &mut ranks).map_err(|error| self.damaged(&error))?;
-        }
-        Ok(ranks)
-    }
-
-    fn add_ranks(&self, frame: &DataFrame, ranks: &mut BTreeMap<String, Vec<usize>>) -> PolarsResult<()> {
-        let inner = frame.column("probabilities")?.array()?.get_inner().rechunk();
-        let probabilities = inner.f32()?.cont_slice()?.chunks_exact(self.classes.max(1));
-        let (splits, labels) = (frame.column("split")?.str()?, frame.column("label")?.i32()?);
-        for ((split, label), row) in splits.iter().zip(labels.iter()).zip(probabilities) {
-            let Some(label) = label.and_then(|label| usize::try_from(label).ok()) else { continue };
-            let own = row[label];
-            let before = |&(index, &other): &(usize, &f32)| other > own || (other == own && index < label);
-            let rank = row.iter().enumerate().filter(before).count();
-            let split = split.unwrap_or_default();
-            if !ranks.contains_key(split) {
-                ranks.insert(split.to_owned(), vec![0; self.classes]);
-            }
-            if let Some(count) = ranks.get_mut(split).and_then(|counts| counts.get_mut(rank)) {
-                *count += 1;
-            }
-        }
-        Ok(())
-    }
-
     fn collect(&self, query: LazyFrame) -> Result<DataFrame, ReportError> {
         query.collect().map_err(|error| self.damaged(&error))
     }
@@ -299,13 +154,6 @@ impl Predictions {
     fn damaged(&self, error: &PolarsError) -> ReportError {
         ReportError::Predictions { path: self.path.clone(), reason: error.to_string() }
     }
-}
-
-/// `part / whole`, null where the whole is zero.
-fn share(part: Expr, whole: Expr) -> Expr {
-    when(whole.clone().gt(lit(0_i64)))
-        .then(part.cast(DataType::Float64) / whole.cast(DataType::Float64))
-        .otherwise(lit(NULL).cast(DataType::Float64))
 }
 
 /// A column of whole numbers that are not negative.

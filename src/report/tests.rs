@@ -4,7 +4,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
-use crate::evaluate::TopK;
+use crate::evaluate::{ConfusionCell, TopK};
 use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, SplitRecord, SplitScore};
 
 /// A row: split, label, answer, probability of the answer. The other classes share the rest alike.
@@ -36,19 +36,10 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         predictions.probabilities.extend((0..width).map(|class| if class == answer { confidence } else { other }));
     }
     write_predictions(&run, &predictions, width);
-    let score = |split: &str| {
-        let labelled: Vec<_> = rows.iter().filter(|row| row.0 == split && row.1.is_some()).collect();
-        let correct = labelled.iter().filter(|row| row.1 == i32::try_from(row.2).ok()).count();
-        let accuracy = correct as f64 / labelled.len() as f64;
-        (!labelled.is_empty()).then_some(SplitScore {
-            rows: labelled.len(),
-            loss: 0.5,
-            accuracy,
-            accuracy_interval: [accuracy - 0.01, accuracy + 0.01],
-            ..SplitScore::default()
-        })
-    };
+    let score = |split: &str| score(&predictions, split, &classes);
+    let scores = [score("train"), score("validation"), score("test")];
     let holdout = rows.iter().filter(|row| row.0 == "validation").count();
+    let [train, validation, test] = scores;
     let metrics = Metrics {
         schema: METRICS_SCHEMA,
         store_key: "key".into(),
@@ -56,14 +47,15 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         solver: "adam".into(),
         epochs: 2,
         best_epoch: None,
+        converged: None,
         fit_seconds: 0.5,
         load_seconds: 0.25,
         features: 1280,
         classes,
         split: SplitRecord { kind: "tail".into(), fraction: 0.2, train: rows.len() - holdout, holdout },
-        train: score("train"),
-        validation: score("validation"),
-        test: score("test"),
+        train,
+        validation,
+        test,
         temperature: None,
         l2: 0.0,
         sweep: None,
@@ -74,6 +66,15 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
     run.write_history(&[epoch(1, 1.5), epoch(2, 0.75)]).unwrap();
     run.write_metrics(&metrics).unwrap();
     Fixture { folder, run }
+}
+
+/// What a fit would record of the predictions of a split.
+fn score(predictions: &Predictions, split: &str, classes: &[String]) -> Option<SplitScore> {
+    let rows: Vec<usize> = (0..predictions.ids.len()).filter(|&row| predictions.splits[row] == split).collect();
+    let labels: Vec<_> = rows.iter().map(|&row| predictions.labels[row]).collect();
+    let logit = |(row, class): (usize, usize)| predictions.probabilities[rows[row] * classes.len() + class].max(1e-30).ln();
+    let logits = ndarray::Array2::from_shape_fn((rows.len(), classes.len()), logit);
+    crate::evaluate::score(logits.view(), &labels, classes).ok().flatten()
 }
 
 fn epoch(epoch: usize, loss: f64) -> EpochRecord {
@@ -169,7 +170,8 @@ fn facts_are_those_of_the_predictions() {
     assert_eq!(look.confusion, [cell(0, 0, 2), cell(0, 2, 1), cell(1, 1, 1), cell(1, 2, 1)]);
     assert_eq!(look.confused_pairs, [cell(0, 2, 1), cell(1, 2, 1)]);
     assert_eq!((look.rows, look.mistakes, look.majority), (5, 2, 0.6));
-    let figures: Vec<_> = look.classes.iter().map(|class| (class.support, class.precision, class.recall, class.f1)).collect();
+    let figures = look.classes.iter().map(|class| &class.score);
+    let figures: Vec<_> = figures.map(|class| (class.rows, class.precision, class.recall, class.f1)).collect();
     let expected = [
         (3, Some(1.0), Some(2.0 / 3.0), Some(4.0 / 5.0)),
         (2, Some(1.0), Some(0.5), Some(2.0 / 3.0)),
@@ -183,22 +185,26 @@ fn facts_are_those_of_the_predictions() {
 }
 
 #[test]
-fn a_label_within_the_first_three_counts_in_top_3() {
-    let folder = fixture(&["a", "b", "c", "d"], &[]);
-    let mut predictions = Predictions {
-        ids: ["r0", "r1", "r2", "r3"].map(str::to_owned).to_vec(),
-        splits: vec!["test".to_owned(); 4],
-        labels: vec![Some(0), Some(1), Some(2), Some(3)],
-        predicted: vec![0; 4],
-        probabilities: [0.4_f32, 0.3, 0.2, 0.1].repeat(4),
-    };
-    write_predictions(&folder.run, &predictions, 4);
-    let top = |folder: &Fixture| folder.report().1.facts.splits[0].top.clone();
-    assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
-    // Of equal probabilities the lower index comes first, as in `predicted`.
-    predictions.probabilities = vec![0.25; 16];
-    write_predictions(&folder.run, &predictions, 4);
-    assert_eq!(top(&folder), [TopK { k: 1, accuracy: 0.25 }, TopK { k: 3, accuracy: 0.75 }]);
+fn a_label_within_the_first_five_counts_in_top_5() {
+    // Of the classes that share the rest alike the lower index comes first: with class 0 for an answer, class 6 is last.
+    let rows = [("test", Some(0), 0, 0.4), ("test", Some(4), 0, 0.4), ("test", Some(5), 0, 0.4), ("test", Some(6), 0, 0.4)];
+    let facts = fixture(&["a", "b", "c", "d", "e", "f", "g"], &rows).report().1.facts;
+    assert_eq!(facts.splits[0].top, [TopK { k: 1, accuracy: 0.25 }, TopK { k: 5, accuracy: 0.5 }]);
+}
+
+#[test]
+fn every_score_is_that_of_the_metrics() {
+    // A matrix that counting the rows would not give: the report does not count again.
+    let fixture = fixture(&["cat", "dog", "owl"], &PETS);
+    let mut metrics = fixture.run.metrics().unwrap();
+    let test = metrics.test.as_mut().unwrap();
+    test.confusion = Some(vec![vec![0, 7, 0], vec![0, 0, 0], vec![0, 0, 0]]);
+    test.confused = vec![ConfusionCell { label: 0, predicted: 1, count: 7 }];
+    test.per_class[1].f1 = Some(0.125);
+    test.averages.macro_f1 = 0.25;
+    fixture.run.write_metrics(&metrics).unwrap();
+    let look = fixture.report().1.facts.examined.unwrap();
+    assert_eq!((&look.confusion, look.macro_f1, look.classes[1].score.f1), (&look.confused_pairs, 0.25, Some(0.125)));
 }
 
 #[test]

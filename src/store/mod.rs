@@ -121,7 +121,11 @@ pub enum StoreError {
         remedy: &'static str,
     },
     /// A split that the store does not have.
-    #[error("{dir}: no split `{split}` in this feature store (it has {})", present.join(", "))]
+    #[error(
+        "{dir}: no split `{split}` in this feature store (it has {}); name features that have one with --features, or give the images \
+         a split of that name (a folder, a file or a value of the split column) and run tlpipe extract again",
+        present.join(", ")
+    )]
     NoSplit {
         /// The store.
         dir: PathBuf,

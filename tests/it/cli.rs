@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::Scratch;
+use crate::support::{Scratch, quick};
 
 #[test]
 fn help_lists_what_works_with_examples() {
@@ -142,4 +142,34 @@ fn threads_and_device_stand_anywhere() {
     scratch.ok(&["fit-head", "runs/photos-32", "--threads", "1"]);
     let ran = scratch.ok(&[&["extract", "--threads", "200", "--rebuild"][..], &flags].concat());
     assert!(ran.stderr.contains("200 threads on"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_copied_run_is_worked_on_where_it_lies() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 12);
+    scratch.ok(&[&["run"][..], &quick(&data, &["--run", "a", "--features", "f"])].concat());
+    fs::create_dir(scratch.path("copy")).unwrap();
+    for file in ["head.safetensors", "metrics.json", "pipeline.toml", "history.csv", "predictions.parquet"] {
+        fs::copy(scratch.path("a").join(file), scratch.path("copy").join(file)).unwrap();
+    }
+    let of = |run: &str| fs::read_to_string(scratch.path(run).join("metrics.json")).unwrap();
+    let before = of("a");
+    for named in ["copy", "copy/pipeline.toml"] {
+        let ran = scratch.ok(&["fit-head", named, "--epochs", "3"]);
+        assert!(ran.stderr.contains("copy/pipeline.toml was recorded for a: this works on copy"), "{}", ran.stderr);
+        assert!(of("a") == before && of("copy") != before, "the first run is as it was");
+        fs::copy(scratch.path("a/pipeline.toml"), scratch.path("copy/pipeline.toml")).unwrap();
+    }
+    scratch.ok(&["fit-head", "copy", "--epochs", "3", "--run", "other"]);
+    assert!(scratch.path("other/metrics.json").is_file());
+    assert!(!scratch.ok(&["fit-head", "a"]).stderr.contains("was recorded for"));
+
+    let whole = fs::read_to_string(scratch.path("copy/pipeline.toml")).unwrap();
+    fs::write(scratch.path("copy/pipeline.toml"), &whole[..whole.find("[output]").unwrap()]).unwrap();
+    let said = scratch.fails(2, &["fit-head", "copy"]);
+    assert!(said.contains("copy/pipeline.toml") && said.contains("cut short") && said.contains("--run"), "{said}");
+    fs::write(scratch.path("copy/pipeline.toml"), &whole[..whole.find("photos").unwrap()]).unwrap();
+    let said = scratch.fails(2, &["fit-head", "copy"]);
+    assert!(said.contains("copy/pipeline.toml") && said.contains("fit the head again"), "{said}");
 }

@@ -32,6 +32,14 @@ fn runs_are_put_beside_each_other_and_bad_ones_named() {
         other.stderr
     );
     assert!(scratch.ok(&["compare", "--help"]).stdout.contains("Examples:"));
+    // Warnings stay where progress is not wanted.
+    assert!(scratch.ok(&["compare", "a", "c", "-q"]).stderr.contains("warning: "));
+    assert!(scratch.ok(&["--help"]).stdout.contains("only results, warnings and errors"));
+    let others = scratch.folders("others", &["fox", "hen"], 12);
+    scratch.ok(&[&["run"][..], &quick(&others, &["--run", "e", "--features", "g"])].concat());
+    let said = scratch.fails(1, &["compare", "a", "e"]);
+    assert!(said.contains("share no image") && said.contains("the same head.split"), "{said}");
+    assert_eq!(scratch.json(&["compare", "a", "e", "b"])["pairs"].as_array().unwrap().len(), 1);
 
     scratch.fails(2, &["compare", "a"]);
     assert!(scratch.fails(1, &["compare", "a", "nowhere"]).contains("no run here"));

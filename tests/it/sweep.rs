@@ -50,6 +50,18 @@ fn folds_hold_every_row_out_and_draws_are_drawn() {
 }
 
 #[test]
+fn a_key_that_a_flag_sets_keeps_its_value() {
+    let scratch = Scratch::new();
+    features(&scratch);
+    for (flag, value) in [("--l2", "0.5"), ("--set", "head.l2=0.5")] {
+        let found = scratch.json(&["fit-head", "--features", "f", "--run", "r", "--epochs", "1", "--sweep", flag, value]);
+        let trials = found["sweep"]["trials"].as_array().unwrap();
+        assert_eq!(trials.len(), 4, "four learning rates");
+        assert!(trials.iter().all(|trial| trial["settings"]["l2"] == 0.5) && found["l2"] == 0.5, "{found}");
+    }
+}
+
+#[test]
 fn what_cannot_be_swept_is_said() {
     let scratch = Scratch::new();
     features(&scratch);
@@ -64,6 +76,11 @@ fn what_cannot_be_swept_is_said() {
     assert!(fails(&["--sweep", "--grid", "l2=1", "--grid", "l2=2"]).contains("twice"));
     assert!(fails(&["--sweep", "--validation-split", "0"]).contains("--folds"));
     assert!(fails(&["--sweep", "--folds", "1000"]).contains("folds"));
+    let both = fails(&["--sweep", "--l2", "1", "--grid", "l2=1,2"]);
+    assert!(both.contains("--l2") && both.contains("one of the two"), "{both}");
+    // Sorted by class, the tail holds one class, and no row of it trains.
+    let sorted = fails(&["--sweep", "--split", "tail", "--validation-split", "0.3333"]);
+    assert!(sorted.contains("of a class that is trained on") && sorted.contains("stratified"), "{sorted}");
     // A candidate that diverges is told and loses; when all do, it is an error.
     let found = scratch.json(&[&fit[..], &["--sweep", "--grid", "learning_rate=1e-3,1e30"]].concat());
     let trials = found["sweep"]["trials"].as_array().unwrap();

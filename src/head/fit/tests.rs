@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::path::Path;
 
 use linfa::ParamGuard as _;
@@ -5,7 +6,7 @@ use linfa::traits::Predict as _;
 use ndarray::array;
 
 use super::*;
-use crate::head::HeadParams;
+use crate::head::{ClassWeights, HeadParams};
 
 /// A case small enough to be computed elsewhere: 23 rows of 5 features, 3 classes; the last 5 rows are held out.
 pub(in crate::head) struct Small {
@@ -215,8 +216,9 @@ fn a_path_gives_what_single_fits_give() {
     for solver in [Solver::Lbfgs, Solver::Ridge, Solver::Adam] {
         let params = HeadParams { solver, ..HeadParams::default() };
         let l2s = [1e-3, 1e-1, 1e-2];
-        let path = fit_path(&params.clone().check().unwrap(), &small.examples(), &l2s, &mut |_| ControlFlow::Continue(()));
-        let path = path.unwrap();
+        let (mut path, checked) = (Vec::new(), params.clone().check().unwrap());
+        let mut keep = |fitted| path.push(fitted);
+        fit_path(&checked, &small.examples(), &l2s, &mut |_| ControlFlow::Continue(()), &mut keep).unwrap();
         assert_eq!(path.iter().map(|fitted| fitted.l2).collect::<Vec<_>>(), [1e-1, 1e-2, 1e-3], "strongest first");
         for fitted in path {
             let alone = small.fit(HeadParams { l2: Some(fitted.l2), ..params.clone() }).unwrap();
@@ -224,6 +226,73 @@ fn a_path_gives_what_single_fits_give() {
             assert!((one.val_loss.unwrap() - other.val_loss.unwrap()).abs() < 1e-3, "{solver}: {one:?} {other:?}");
         }
     }
+}
+
+#[test]
+fn a_path_that_is_broken_off_hands_out_what_is_done() {
+    let small = correlated();
+    let params = HeadParams { solver: Solver::Lbfgs, ..HeadParams::default() }.check().unwrap();
+    let path = RefCell::new(Vec::new());
+    let mut stop = |_: &EpochRecord| {
+        if path.borrow().len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let mut keep = |fitted: Fitted| path.borrow_mut().push(fitted.l2);
+    fit_path(&params, &small.examples(), &[1e-4, 1e-3, 1e-2, 1e-1], &mut stop, &mut keep).unwrap();
+    assert_eq!(path.into_inner(), [1e-1, 1e-2]);
+}
+
+#[test]
+fn class_weights_are_rows_that_come_more_often() {
+    let small = Small::new();
+    let base = HeadParams { solver: Solver::Lbfgs, tolerance: Some(1e-6), standardize: Some(false), ..HeadParams::default() };
+    let weights = Some(ClassWeights::Each(vec![1.0, 3.0, 1.0]));
+    let weighed = small.fit(HeadParams { class_weights: weights, l2: Some(0.1), ..base.clone() }).unwrap();
+    let mut often = Small::new();
+    let again: Vec<usize> = often.train.iter().copied().filter(|&row| often.labels[row] == Some(1)).collect();
+    often.train.extend(again.iter().chain(&again));
+    // Both are means over the rows: more rows, and as much L2 beside each.
+    let l2 = Some(0.1 * small.train.len() as f64 / often.train.len() as f64);
+    let repeated = often.fit(HeadParams { l2, ..base.clone() }).unwrap();
+    assert_near(weighed.head.kernel(), repeated.head.kernel().iter().map(|&weight| f64::from(weight)), 1e-4);
+    assert_near(weighed.head.bias(), repeated.head.bias().iter().map(|&weight| f64::from(weight)), 1e-4);
+    assert_eq!((weighed.converged, weighed.warnings.len()), (Some(true), 0));
+
+    let plain = small.fit(HeadParams { l2: Some(0.1), ..base.clone() }).unwrap().head;
+    let equal = |weight: f64, l2| {
+        let class_weights = Some(ClassWeights::Each(vec![weight; 3]));
+        small.fit(HeadParams { class_weights, l2: Some(l2), ..base.clone() }).unwrap().head
+    };
+    assert_eq!(equal(1.0, 0.1), plain, "weights of 1 are none");
+    assert_near(equal(2.0, 0.2).kernel(), plain.kernel().iter().map(|&weight| f64::from(weight)), 1e-4);
+    let none = Some(ClassWeights::Each(vec![0.0, 0.0, 1.0]));
+    let mut two = Small::new();
+    two.train.retain(|&row| two.labels[row] != Some(2));
+    let error = two.fit(HeadParams { class_weights: none, ..base }).unwrap_err().to_string();
+    assert!(error.contains("head.class_weights") && error.contains("above 0"), "{error}");
+}
+
+#[test]
+fn weights_of_separable_rows_have_no_optimum_without_l2_and_one_with_smoothed_labels() {
+    let mut small = Small::new();
+    let labels = small.labels.clone();
+    small.x = Array2::from_shape_fn((23, 5), |(row, feature)| {
+        f32::from(u8::from(labels[row] == i32::try_from(feature).ok())) + (row % 5) as f32 / 100.0
+    });
+    let fit = |l2, label_smoothing| {
+        let fitted = small.fit(HeadParams { solver: Solver::Lbfgs, l2: Some(l2), label_smoothing, ..HeadParams::default() });
+        let fitted = fitted.unwrap();
+        (fitted.converged, fitted.warnings.join(" "))
+    };
+    let (converged, said) = fit(0.0, None);
+    assert!(converged == Some(false) && said.contains("not at an optimum") && said.contains("Set head.l2 above 0"), "{said}");
+    assert_eq!(fit(1e-3, None), (Some(true), String::new()));
+    assert_eq!(fit(0.0, Some(0.1)), (Some(true), String::new()));
+    // The mean answer to smoothed labels is what they ask for: 1 - 0.1 + 0.1 / 3 for the label.
+    let params = HeadParams { solver: Solver::Lbfgs, l2: Some(0.0), label_smoothing: Some(0.1), ..HeadParams::default() };
+    let probabilities = small.fit(params).unwrap().head.probabilities(small.x.view()).unwrap();
+    let own = small.train.iter().map(|&row| f64::from(probabilities[(row, small.labels[row].unwrap() as usize)]));
+    let mean = own.sum::<f64>() / small.train.len() as f64;
+    assert!((mean - (0.9 + 0.1 / 3.0)).abs() < 1e-3, "{mean}");
 }
 
 #[test]

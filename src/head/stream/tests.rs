@@ -93,6 +93,31 @@ fn in_order_it_is_the_fit_in_memory_to_the_bit() {
 }
 
 #[test]
+fn lbfgs_finds_the_optimum_that_it_finds_in_memory() {
+    let case = Case::new();
+    let base = HeadParams { solver: Solver::Lbfgs, tolerance: Some(1e-6), ..HeadParams::default() };
+    let cases = [
+        base.clone(),
+        HeadParams { standardize: Some(false), l2: Some(1e-3), ..base.clone() },
+        HeadParams { class_weights: Some(ClassWeights::Balanced), label_smoothing: Some(0.1), ..base.clone() },
+    ];
+    for params in cases {
+        let params = params.check().unwrap();
+        let memory = fit(&params, &case.examples(), &mut go_on).unwrap();
+        let streamed = fit_streamed(&params, &case.streamed(), None, &mut go_on).unwrap();
+        let far = |(one, other): (&f32, &f32)| (one - other).abs();
+        let kernel = memory.head.kernel();
+        let farthest = kernel.iter().zip(streamed.head.kernel()).map(far).fold(0.0, f32::max);
+        assert!(farthest < 1e-5 && kernel.iter().any(|weight| weight.abs() > 0.1), "{farthest} apart with {params:?}");
+        let bias = memory.head.bias();
+        assert!(bias.iter().zip(streamed.head.bias()).map(far).fold(0.0, f32::max) < 1e-5);
+        assert_eq!((streamed.converged, streamed.head.standardization()), (Some(true), memory.head.standardization()));
+        let [one, other] = [&memory, &streamed].map(|fitted| fitted.history.last().unwrap().val_loss.unwrap());
+        assert!((one - other).abs() < 1e-6, "{one} in memory, {other} streamed");
+    }
+}
+
+#[test]
 fn shuffled_every_row_is_taken_once_an_epoch_and_neighbours_are_apart() {
     let case = Case::new();
     let labels: Vec<usize> = case.labels.iter().map(|label| label.unwrap() as usize).collect();
@@ -161,7 +186,7 @@ fn what_cannot_be_is_refused() {
         fit_streamed(&params.check().unwrap(), &streamed, None, &mut go_on).unwrap_err().to_string()
     };
     let error = refused(HeadParams { solver: Solver::Linfa, ..HeadParams::default() }, case.streamed());
-    assert!(error.starts_with("head.solver = linfa") && error.contains("raise head.memory"), "{error}");
+    assert!(error.starts_with("head.solver = linfa: expected adam or lbfgs") && error.contains("raise head.memory"), "{error}");
     let error = refused(HeadParams { batch_size: 2000, ..HeadParams::default() }, case.streamed());
     assert!(error.starts_with("head.memory = ") && error.contains("lower head.batch_size"), "{error}");
     struct Broken;
@@ -174,8 +199,10 @@ fn what_cannot_be_is_refused() {
             if rows.contains(&5000) { Err("the disk is gone".into()) } else { Ok(()) }
         }
     }
-    let error = refused(HeadParams::default(), Streamed { source: &Broken, ..case.streamed() });
-    assert_eq!(error, "the disk is gone");
+    for solver in [Solver::Adam, Solver::Lbfgs] {
+        let error = refused(HeadParams { solver, ..HeadParams::default() }, Streamed { source: &Broken, ..case.streamed() });
+        assert_eq!(error, "the disk is gone");
+    }
     let error = refused(HeadParams::default(), Streamed { train: &[], ..case.streamed() });
     assert!(error.contains("no row is left for training"), "{error}");
 }

@@ -38,11 +38,11 @@ fn fit(dir: &Path, run: &str, set: &[&str], last: usize) -> Result<Metrics, Stri
         if record.epoch == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let pipeline = pipeline(dir, run, set);
-    let fitted = fit_head(&pipeline, &context, false, &mut watch);
-    if let Ok(fitted) = &fitted
+    let mut fitted = fit_head(&pipeline, &context, false, &mut watch);
+    if let Ok(fitted) = &mut fitted
         && pipeline.settings.head.memory == Some(1)
     {
-        let refused = baselines(&pipeline, &context, &mut fitted.metrics.clone()).unwrap_err().to_string();
+        let refused = baselines(&pipeline, &context, fitted).unwrap_err().to_string();
         assert!(refused.contains("--baselines needs the features in memory"), "{refused}");
     }
     Ok(fitted.map_err(|error| error.to_string())?.metrics)
@@ -74,6 +74,17 @@ fn features_above_the_limit_give_the_same_head_scores_and_predictions() {
             assert!(same(dir.path(), &one, &other, file), "{file} differs");
         }
     }
+}
+
+#[test]
+fn lbfgs_reads_them_in_every_iteration() {
+    let dir = store(|_, _| {});
+    let set = ["head.solver=lbfgs", "head.tolerance=1e-6"];
+    let memory = fit(dir.path(), "memory", &[&set[..], &["head.memory=100"]].concat(), 0).unwrap();
+    let disk = fit(dir.path(), "disk", &[&set[..], &[SMALL]].concat(), 0).unwrap();
+    let [one, other] = [memory, disk].map(|metrics| metrics.test.unwrap());
+    assert!((one.loss - other.loss).abs() < 1e-5, "{} in memory, {} on disk", one.loss, other.loss);
+    assert!(one.accuracy > 0.4 && (one.accuracy - other.accuracy).abs() < 2e-3, "chance is 0.25");
 }
 
 #[test]
