@@ -62,6 +62,18 @@ impl fmt::Display for HoldOut {
     }
 }
 
+/// What a head is fitted on where images were seen in several views. What is held out and what is scored is always their mean,
+/// on which a linear head gives the mean of the logits that it would give to each view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ViewUse {
+    /// The mean over the views of an image: a row an image.
+    #[default]
+    Average,
+    /// Each view: as many rows an image as it has views, all on the same side of the hold-out.
+    Augment,
+}
+
 /// Settings of a head: the `[head]` table of a pipeline. [`ParamGuard::check`] turns them into [`HeadValidParams`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -123,6 +135,8 @@ pub struct HeadParams {
     /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order. Left
     /// open, half of the memory that is free.
     pub memory: Option<u64>,
+    /// What the fit takes of images that were seen in several views: `average`, or `augment` (all but `ridge`).
+    pub views: ViewUse,
 }
 
 impl Default for HeadParams {
@@ -152,6 +166,7 @@ impl Default for HeadParams {
             patience: None,
             min_delta: None,
             memory: None,
+            views: ViewUse::Average,
         }
     }
 }
@@ -210,6 +225,11 @@ impl std::ops::Deref for HeadValidParams {
 }
 
 impl HeadParams {
+    /// Whether each view of an image is a row to train on.
+    pub fn augments(&self) -> bool {
+        self.views == ViewUse::Augment && self.solver != Solver::Ridge
+    }
+
     /// How rows are divided where `kind` decides.
     pub fn rule(&self, kind: HoldOut) -> Rule<'_> {
         Rule { kind, fraction: self.validation_split, seed: self.seed, group: self.group.as_deref().unwrap_or("folder") }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use ndarray::Axis;
 use serde::Serialize;
 
-use super::fit::{Rows, labelled};
+use super::fit::{Rows, Wanted, labelled};
 use super::outcome::SHOTS;
 use super::streamed::in_memory;
 use super::{Context, Interrupted, Pipeline, PipelineError};
@@ -48,8 +48,8 @@ pub fn baselines(pipeline: &Pipeline, context: &Context<'_>, metrics: &mut Metri
     const TASK: &str = "nearest neighbours";
     let params = &pipeline.settings.head;
     let store = Store::open(&pipeline.features)?;
-    in_memory(&store, params, "--baselines", "")?;
-    let rows = Rows::load(&store, params.split)?;
+    in_memory(&store, params, Wanted::Means, "--baselines", "")?;
+    let rows = Rows::load(&store, params.split, Wanted::Means)?;
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;
     let examples = rows.examples(&division.train, &division.holdout, classes);
@@ -109,8 +109,9 @@ pub fn few_shots(
 ) -> Result<Vec<Shots>, PipelineError> {
     let params = &pipeline.settings.head;
     let store = Store::open(&pipeline.features)?;
-    in_memory(&store, params, "--shots", "")?;
-    let rows = Rows::load(&store, params.split)?;
+    let wanted = Wanted::of(params);
+    in_memory(&store, params, wanted, "--shots", "")?;
+    let rows = Rows::load(&store, params.split, wanted)?;
     let division = rows.divide(&store, params)?;
     let classes = &store.manifest().classes;
     let fitting = &rows.fitting;
@@ -136,7 +137,8 @@ pub fn few_shots(
                     format!("{} classes have fewer than {shots} training images, such as {}", short.len(), classes[*first]);
                 (context.observe)(Event::Warned(format!("{text}: what there is of them is used")));
             }
-            let examples = rows.examples(&train, &[], classes);
+            let unfolded = rows.unfold(params, &train);
+            let examples = rows.examples(&unfolded, &[], classes);
             // No row is held out here that early stopping could watch.
             let checked = head::HeadParams { seed, patience: None, min_delta: None, ..params.clone() }.check()?;
             let mut go_on = |_: &_| context.flow();

@@ -8,8 +8,9 @@ use toml::{Table, Value};
 use super::PipelineError;
 use crate::extract::PixelScale;
 use crate::head::HeadParams;
-use crate::image::Resize;
+use crate::image::{Resize, Views};
 use crate::runtime::{Compute, Device, Precision, Provider, UnknownDevice, Unreal};
+use crate::store::Dtype;
 
 /// Threads above this are a slip of the finger.
 const MOST_THREADS: usize = 256;
@@ -64,6 +65,8 @@ pub struct BackboneSettings {
     pub pixels: Option<PixelScale>,
     /// `pooled`: the tensor before the classifier.
     pub layers: Layers,
+    /// What of each image is seen: `identity` first, then any of `hflip`, `center`, `top-left`, ….
+    pub views: Views,
 }
 
 /// Which tensors are read.
@@ -84,6 +87,7 @@ impl Default for BackboneSettings {
             cut: None,
             pixels: None,
             layers: Layers::Pooled,
+            views: Views::default(),
         }
     }
 }
@@ -96,6 +100,8 @@ pub struct OutputSettings {
     pub features: Option<PathBuf>,
     /// Folder of the run; `runs/SOURCE-SIDE` where left out.
     pub run: Option<PathBuf>,
+    /// Numbers of the feature store: `float32`, or `float16` in half the room.
+    pub dtype: Dtype,
 }
 
 /// `[runtime]`.

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::extract::StageOutcome;
-use super::fit::{Fit, Rows, fit_key, warn_of_missing};
+use super::fit::{Fit, Rows, Wanted, fit_key, warn_of_missing};
 use super::outcome::{Kept, Outcome as Written, PREDICTIONS};
 use super::scoring::{Scoring, all as every, logits};
 use super::streamed::in_memory;
@@ -193,9 +193,11 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
-    in_memory(&store, base, "--sweep", "")?;
+    let augmented = candidates.iter().any(|candidate| candidate.params.augments());
+    let wanted = if augmented { Wanted::Views } else { Wanted::Means };
+    in_memory(&store, base, wanted, "--sweep", "")?;
     let started = Instant::now();
-    let rows = Rows::load(&store, base.split)?;
+    let rows = Rows::load(&store, base.split, wanted)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let division = rows.divide(&store, base)?;
     division.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
@@ -282,7 +284,8 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     }
     let checked = params.clone().check()?;
     let started = Instant::now();
-    let fitted = context.stoppable(|| head::fit(&checked, &rows.examples(&all, &[], classes), &mut |_| context.flow()));
+    let unfolded = rows.unfold(&params, &all);
+    let fitted = context.stoppable(|| head::fit(&checked, &rows.examples(&unfolded, &[], classes), &mut |_| context.flow()));
     let fitted = fitted.map_err(|error| rows.name(error))?;
     if context.stop.load(Ordering::Relaxed) {
         return Err(Interrupted(format!("stopped; {} is as it was", run.path().display())).into());
@@ -419,7 +422,8 @@ fn fit_group(
     context: &Context<'_>,
 ) -> Result<Vec<Fitted>, HeadError> {
     let params = candidates[group[0]].params.clone().check()?;
-    let examples = rows.examples(&fold.train, &fold.holdout, classes);
+    let train = rows.unfold(&params, &fold.train);
+    let examples = rows.examples(&train, &fold.holdout, classes);
     let mut go_on = |_: &_| -> ControlFlow<()> { context.flow() };
     if let [_] = group {
         return Ok(vec![head::fit(&params, &examples, &mut go_on)?]);

@@ -212,6 +212,10 @@ impl Manifest {
         if manifest.key != manifest.key_parts.key() {
             return Err(damaged("the key does not fit its parts".into()));
         }
+        let views = &manifest.key_parts.views;
+        if views.is_empty() || views.iter().enumerate().any(|(at, view)| views[..at].contains(view)) {
+            return Err(damaged("its views are not a list of different ones".into()));
+        }
         Ok(manifest)
     }
 
