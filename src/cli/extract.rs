@@ -8,6 +8,7 @@ use super::say;
 use super::shell::Shell;
 use crate::extract::Slice;
 use crate::pipeline::{self, Extracted, Goal, StageOutcome};
+use crate::store::Dtype;
 
 /// Arguments of `tlpipe extract`.
 #[derive(Clone, Debug, Args)]
@@ -53,6 +54,8 @@ pub fn as_json(extracted: &Extracted) -> serde_json::Value {
         "precision": manifest.key_parts.precision,
         "drift": figures.and_then(|figures| figures.drift.clone()),
         "key": manifest.key,
+        "views": manifest.key_parts.views,
+        "dtype": manifest.key_parts.dtype,
         "up_to_date": !ran,
     })
 }
@@ -82,8 +85,11 @@ pub fn summary(extracted: &Extracted) -> String {
         0 => "none quarantined".to_owned(),
         some => format!("{} quarantined: see quarantine.parquet there", say::count(some)),
     };
+    let views = manifest.key_parts.views.len();
+    let stored = if views > 1 { format!(" x {views} views") } else { String::new() };
+    let stored = if manifest.key_parts.dtype == Dtype::Float16 { format!("{stored}, float16") } else { stored };
     format!(
-        "  store     {} · {} rows x {} · {} · {did} · {quarantined}",
+        "  store     {} · {} rows x {}{stored} · {} · {did} · {quarantined}",
         extracted.features.display(),
         say::count(rows),
         say::count(manifest.dimension),

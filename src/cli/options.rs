@@ -76,6 +76,13 @@ pub struct ImageArgs {
     /// Pixel values the backbone expects: tensorflow, imagenet, unit or raw [backbone.pixels].
     #[arg(long, value_name = "SCALE")]
     pixels: Option<String>,
+    /// What of each image is seen, commas between: identity, hflip, center, top-left, top-right, bottom-left, bottom-right
+    /// [backbone.views].
+    #[arg(long, value_name = "VIEWS", value_delimiter = ',')]
+    views: Option<Vec<String>>,
+    /// Numbers of the feature store: float32 or float16 [output.dtype].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
     /// Images a batch of the backbone; 0 is as many as suit the image size [runtime.batch].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     batch: Option<i64>,
@@ -170,6 +177,11 @@ fn text(key: &str, value: Option<&String>) -> Option<Override> {
     Some(Override { key: key.into(), value: Value::String(value?.clone()) })
 }
 
+fn texts(key: &str, values: Option<&Vec<String>>) -> Option<Override> {
+    let texts = values?.iter().map(|text| Value::String(text.trim().to_owned()));
+    Some(Override { key: key.into(), value: Value::Array(texts.collect()) })
+}
+
 fn integer(key: &str, value: Option<i64>) -> Option<Override> {
     Some(Override { key: key.into(), value: Value::Integer(value?) })
 }
@@ -192,6 +204,8 @@ impl ImageArgs {
             text("backbone.cut", self.cut.as_ref()),
             text("backbone.layers", self.layers.as_ref()),
             text("backbone.pixels", self.pixels.as_ref()),
+            texts("backbone.views", self.views.as_ref()),
+            text("output.dtype", self.dtype.as_ref()),
             integer("runtime.batch", self.batch),
         ]
         .into_iter()

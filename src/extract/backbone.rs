@@ -8,7 +8,7 @@ use crate::assets::{AssetError, Located};
 use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat};
 use crate::onnx::{self, Cut, Layers, Model, OnnxError};
 use crate::runtime::Precision;
-use crate::store::{KeyParts, STORE_SCHEMA, Segment, depths};
+use crate::store::{Dtype, KeyParts, STORE_SCHEMA, Segment, depths};
 
 /// Why a network cannot serve as a backbone.
 #[derive(Debug, thiserror::Error)]
@@ -268,8 +268,8 @@ impl Backbone {
         })
     }
 
-    /// What the features depend on, with this arithmetic (`cpu`, `cuda`, `openvino`) in this precision.
-    pub fn key_parts(&self, spec: &ImageSpec, provider: &str, precision: Precision) -> KeyParts {
+    /// What the features depend on, stored in this way, with this arithmetic (`cpu`, `cuda`, `openvino`) in this precision.
+    pub fn key_parts(&self, spec: &ImageSpec, dtype: Dtype, provider: &str, precision: Precision) -> KeyParts {
         KeyParts {
             backbone: self.blake3.clone(),
             cut: self.segments.iter().map(|segment| segment.tensor.clone()).collect(),
@@ -279,6 +279,8 @@ impl Backbone {
             precision: precision.to_string(),
             provider: provider.to_owned(),
             schema: STORE_SCHEMA,
+            views: spec.views.names(),
+            dtype,
         }
     }
 }

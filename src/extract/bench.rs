@@ -97,7 +97,7 @@ pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observ
     let sessions = sessions(plan, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
     let sample = whole_batches(plan)?;
-    let mut tensors = vec![0.0; sample.len() * plan.spec.values()];
+    let mut tensors = vec![0.0; sample.len() * plan.spec.values_of_views()];
     let provider = sessions[0].provider().to_owned();
     let mut rounds = Vec::with_capacity(effort.rounds.max(1));
     for number in 1..=effort.rounds.max(1) {
@@ -168,7 +168,7 @@ fn alone(plan: &Plan<'_>, sample: &[Bytes], tensors: &mut [f32], on: &Session, s
     let budget = Duration::from_secs_f64(seconds / 2.0);
     let started = Instant::now();
     while passes == 0.0 || started.elapsed() < budget {
-        sample::prepare(&mut preparer, sample, tensors, plan.spec.values());
+        sample::prepare(&mut preparer, sample, tensors, plan.spec.values_of_views());
         passes += 1.0;
     }
     let images = passes * sample.len() as f64;
@@ -198,7 +198,7 @@ fn ceiling(plan: &Plan<'_>, tensor: &[f32], sessions: &[Session], seconds: f64) 
             infer(plan, on, tensor, plan.batch)?;
             done += plan.batch;
         }
-        Ok(done as f64 / started.elapsed().as_secs_f64())
+        Ok((done as f64 / plan.spec.views.len() as f64) / started.elapsed().as_secs_f64())
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = sessions.iter().cycle().take(plan.threads).map(|on| scope.spawn(|| run(on))).collect();

@@ -4,6 +4,7 @@ use super::network::infer;
 use super::prepare::Preparer;
 use super::{ExtractError, Plan, sample};
 use crate::events::{Event, Observer};
+use crate::image::{ImageSpec, Views};
 use crate::runtime::{Compute, Precision, Runtime, Session, SessionOptions};
 use crate::store::Drift;
 
@@ -30,8 +31,10 @@ pub(super) fn measure(
     let options = SessionOptions { compute: Compute::CPU, threads: plan.threads };
     let exact = runtime.session(plan.backbone.model(), &options)?;
     let mut sums = Sums::default();
-    let (values, width) = (plan.spec.values(), plan.backbone.width());
-    let mut preparer = Preparer::new(&plan.spec);
+    // Of the image itself; what another precision does to its other views is no different.
+    let spec = ImageSpec { views: Views::default(), ..plan.spec.clone() };
+    let (values, width) = (spec.values(), plan.backbone.width());
+    let mut preparer = Preparer::new(&spec);
     for images in sample::take(plan, SAMPLE)?.chunks(AT_ONCE) {
         let mut tensor = vec![0.0; images.len() * values];
         sample::prepare(&mut preparer, images, &mut tensor, values);

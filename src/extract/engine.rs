@@ -25,7 +25,9 @@ use crate::dataset::{Dataset, DatasetError, Record};
 use crate::events::{Event, Observer};
 use crate::image::ImageSpec;
 use crate::runtime::{Compute, Runtime, Session};
-use crate::store::{Embedding, Index, Manifest, Quarantined, Row, SourceRecord, StageSeconds, StoreError, StoreWriter, Target};
+use crate::store::{
+    Dtype, Embedding, Index, Manifest, Quarantined, Row, SourceRecord, StageSeconds, StoreError, StoreWriter, Target,
+};
 
 /// Batches under way for each worker, the one it works on included.
 const PER_WORKER: usize = 4;
@@ -41,6 +43,8 @@ pub struct Plan<'a> {
     pub backbone: &'a Backbone,
     /// How an image becomes its input.
     pub spec: ImageSpec,
+    /// How its features are stored.
+    pub dtype: Dtype,
     /// Where the features go.
     pub features: PathBuf,
     /// Make the features anew, whatever is there; what is there stands until they are finished.
@@ -115,7 +119,7 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
     let ran_on = RanOn::of(plan, &sessions[0], runtime, observe)?;
     let target = Target {
         dir: plan.features.clone(),
-        key_parts: plan.backbone.key_parts(&plan.spec, &ran_on.provider.to_lowercase(), plan.compute.precision()),
+        key_parts: plan.backbone.key_parts(&plan.spec, plan.dtype, &ran_on.provider.to_lowercase(), plan.compute.precision()),
         classes: plan.dataset.classes().to_vec(),
         dimension: plan.backbone.width(),
         segments: plan.backbone.segments().to_vec(),
@@ -267,7 +271,7 @@ fn batch(
     tensor: &mut Vec<f32>,
     records: Vec<Record>,
 ) -> Result<Vec<Outcome>, ExtractError> {
-    let image_len = plan.spec.values();
+    let image_len = plan.spec.values_of_views();
     let mut outcomes = Vec::with_capacity(records.len());
     let mut fresh = Vec::with_capacity(records.len());
     tensor.clear();
@@ -313,9 +317,14 @@ fn batch(
     }
     if !fresh.is_empty() {
         let inferring = Instant::now();
-        let features = infer(plan, session, tensor, fresh.len())?;
+        // Each view is an image to the network; its batches stay as long as they are without views.
+        let (view_len, width) = (plan.spec.values(), plan.backbone.width() * plan.spec.views.len());
+        let mut features = Vec::with_capacity(fresh.len() * width);
+        for views in tensor.chunks(plan.batch * view_len) {
+            features.append(&mut infer(plan, session, views, views.len() / view_len)?);
+        }
         preparer.spent.infer += inferring.elapsed().as_secs_f64();
-        for (&place, values) in fresh.iter().zip(features.chunks_exact(plan.backbone.width())) {
+        for (&place, values) in fresh.iter().zip(features.chunks_exact(width)) {
             let Some(Outcome::Row { split, row, embedding, .. }) = outcomes.get_mut(place) else { continue };
             if values.iter().any(|value| !value.is_finite()) {
                 let model = plan.backbone.file().to_path_buf();

@@ -1,14 +1,15 @@
-//! One encoded image to its place in a batch: decode, resize, normalize.
+//! One encoded image to its place in a batch: decode, resize, normalize, once for each view.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crate::image::{ImageError, ImageSpec, PixelTable, Resizer, decode};
+use crate::image::{ImageError, ImageSpec, PixelTable, Resizer, RgbImage, View, Window, decode, mirror};
 use crate::store::StageSeconds;
 
 /// Keeps the buffers that one thread needs, and what it spent.
 pub(super) struct Preparer {
     spec: ImageSpec,
+    parts: Vec<Window>,
     resizer: Resizer,
     table: PixelTable,
     /// Seconds in `decode`, `resize` and `normalize`.
@@ -18,10 +19,10 @@ pub(super) struct Preparer {
 impl Preparer {
     pub(super) fn new(spec: &ImageSpec) -> Self {
         let (resizer, table) = (Resizer::new(), PixelTable::new(&spec.pixels));
-        Self { spec: spec.clone(), resizer, table, spent: StageSeconds::default() }
+        Self { spec: spec.clone(), parts: spec.views.parts(), resizer, table, spent: StageSeconds::default() }
     }
 
-    /// Writes the image's numbers to `out`, which holds [`ImageSpec::values`]; returns the width and height of the source, pixels.
+    /// Writes the numbers of the image's views to `out`, which holds [`ImageSpec::values_of_views`]; returns the width and height of the source, pixels.
     /// A decoder that panics on hostile bytes costs that image, not the run.
     ///
     /// # Errors
@@ -42,13 +43,35 @@ impl Preparer {
         let start = Instant::now();
         let image = decode(bytes)?;
         let size = image.dimensions();
-        let decoded = Instant::now();
-        let small = self.resizer.resize(image, self.spec.side, self.spec.resize)?;
-        let resized = Instant::now();
-        self.table.write(&small, out)?;
-        self.spent.decode += (decoded - start).as_secs_f64();
-        self.spent.resize += (resized - decoded).as_secs_f64();
-        self.spent.normalize += resized.elapsed().as_secs_f64();
+        self.spent.decode += start.elapsed().as_secs_f64();
+        let (side, how) = (self.spec.side, self.spec.resize);
+        for at in 0..self.parts.len() {
+            let part = self.parts[at];
+            let resizing = Instant::now();
+            let small = self.resizer.part(&image, side, how, part)?;
+            self.spent.resize += resizing.elapsed().as_secs_f64();
+            self.write(small, part, out)?;
+        }
+        let resizing = Instant::now();
+        let small = self.resizer.resize(image, side, how)?;
+        self.spent.resize += resizing.elapsed().as_secs_f64();
+        self.write(small, Window::Whole, out)?;
         Ok(size)
+    }
+
+    /// Writes the views that show a part.
+    fn write(&mut self, mut small: RgbImage, window: Window, out: &mut [f32]) -> Result<(), ImageError> {
+        let start = Instant::now();
+        let values = self.spec.values();
+        for mirrored in [false, true] {
+            if let Some(at) = self.spec.views.iter().position(|view| *view == View { window, mirrored }) {
+                if mirrored {
+                    mirror(&mut small);
+                }
+                self.table.write(&small, out.get_mut(at * values..).and_then(|out| out.get_mut(..values)).unwrap_or_default())?;
+            }
+        }
+        self.spent.normalize += start.elapsed().as_secs_f64();
+        Ok(())
     }
 }

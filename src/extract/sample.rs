@@ -8,7 +8,7 @@ use super::{ExtractError, Plan};
 /// Up to so many images, encoded.
 pub(super) fn take(plan: &Plan<'_>, images: usize) -> Result<Vec<Bytes>, ExtractError> {
     let mut preparer = Preparer::new(&plan.spec);
-    let mut scratch = vec![0.0; plan.spec.values()];
+    let mut scratch = vec![0.0; plan.spec.values_of_views()];
     let mut sample = Vec::with_capacity(images);
     for split in plan.dataset.splits() {
         for record in plan.dataset.records(&split.name)? {
@@ -26,7 +26,7 @@ pub(super) fn take(plan: &Plan<'_>, images: usize) -> Result<Vec<Bytes>, Extract
     Ok(sample)
 }
 
-/// Writes images of a sample, `values` numbers each, one after the other to `tensors`.
+/// Writes images of a sample, `values` numbers of views each, one after the other to `tensors`.
 pub(super) fn prepare(preparer: &mut Preparer, images: &[Bytes], tensors: &mut [f32], values: usize) {
     for (bytes, out) in images.iter().zip(tensors.chunks_exact_mut(values)) {
         // They could be used when the sample was taken.

@@ -70,7 +70,7 @@ pub use holdout::{Rule, Split, hold_out, lacking};
 pub use kfold::kfold;
 pub use linfa::ParamGuard;
 pub use model::{Head, PackedHead};
-pub use params::{HeadParams, HeadValidParams, HoldOut, Solver};
+pub use params::{HeadParams, HeadValidParams, HoldOut, Solver, ViewUse};
 pub use ridge::{Ridge, RidgePoint, ScaleBy, ridge_head};
 pub use schedule::Schedule;
 pub use shots::few;

@@ -72,6 +72,18 @@ impl fmt::Display for HoldOut {
     }
 }
 
+/// What a head is fitted on where images were seen in several views. What is held out and what is scored is always their mean,
+/// on which a linear head gives the mean of the logits that it would give to each view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ViewUse {
+    /// The mean over the views of an image: a row an image.
+    #[default]
+    Average,
+    /// Each view: as many rows an image as it has views, all on the same side of the hold-out.
+    Augment,
+}
+
 /// Settings of a head: the `[head]` table of a pipeline. [`ParamGuard::check`] turns them into [`HeadValidParams`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -147,6 +159,8 @@ pub struct HeadParams {
     pub knn_k: Option<usize>,
     /// Temperature of their votes, above 0: one of cosine similarity `s` counts `exp(s / knn_temperature)`. Left open, 0.07.
     pub knn_temperature: Option<f64>,
+    /// What the fit takes of images that were seen in several views: `average`, or `augment`.
+    pub views: ViewUse,
 }
 
 impl Default for HeadParams {
@@ -181,6 +195,7 @@ impl Default for HeadParams {
             memory: None,
             knn_k: None,
             knn_temperature: None,
+            views: ViewUse::Average,
         }
     }
 }
@@ -253,7 +268,12 @@ impl HeadParams {
     /// Whether statistics of so many features are kept.
     pub fn keep_statistics(&self, features: usize) -> bool {
         const MOST: usize = 4096;
-        self.keep_statistics.unwrap_or(features <= MOST && self.budget.is_none())
+        self.keep_statistics.unwrap_or(features <= MOST && self.budget.is_none() && !self.augments())
+    }
+
+    /// Whether each view of an image is a row to train on.
+    pub fn augments(&self) -> bool {
+        self.views == ViewUse::Augment
     }
 
     /// How rows are divided where `kind` decides.
@@ -293,6 +313,10 @@ impl HeadParams {
             }
             Some(_) if self.keep_statistics == Some(true) => {
                 let expected = "not with head.budget, which no update can keep to; take one of the two out";
+                return wrong("keep_statistics", &true, expected);
+            }
+            None if self.keep_statistics == Some(true) && self.augments() => {
+                let expected = "not with head.views = \"augment\", which an update does not go through; take one of the two out";
                 return wrong("keep_statistics", &true, expected);
             }
             _ => {}

@@ -109,7 +109,8 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
         kept = Some(deletion::select(&statistics, best(&path).map_or(l2s[0], |point| point.l2), budget)?);
     }
     let squares = LeastSquares::new(&statistics, kept.as_deref());
-    let (path, left_out) = if squares.estimates() {
+    // Views of an image stand in for each other: leaving one out says nothing.
+    let (path, left_out) = if squares.estimates() || params.augments() {
         (if l2s.len() > 1 { squares.estimate(parts, &l2s)? } else { Vec::new() }, None)
     } else {
         let left = squares.leave_one_out(parts, &l2s)?;

@@ -23,6 +23,7 @@ mod normalize;
 mod resize;
 mod spec;
 mod thumbnail;
+mod views;
 
 pub use ::image::RgbImage;
 
@@ -31,6 +32,7 @@ pub use normalize::PixelTable;
 pub use resize::Resizer;
 pub use spec::{ChannelOrder, ImageSpec, Layout, PixelFormat, Resize};
 pub use thumbnail::thumbnail;
+pub use views::{View, Views, Window, mirror};
 
 /// Why an image cannot be used. Each is about one image: work on the others goes on.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +104,9 @@ pub enum ImageError {
         /// Values that the buffer holds.
         found: usize,
     },
+    /// A list of views that cannot be.
+    #[error("views: {0}")]
+    Views(String),
     /// A setting that is none of the known ones.
     #[error("{found:?} is no {what}; use one of {allowed}")]
     UnknownName {

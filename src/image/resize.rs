@@ -5,7 +5,7 @@ use std::fmt;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
 
-use super::{ImageError, Resize, RgbImage};
+use super::{ImageError, Resize, RgbImage, Window};
 
 /// Resizes images one after the other and keeps its scratch memory between them; one a thread.
 #[derive(Default)]
@@ -34,8 +34,22 @@ impl Resizer {
         if (width, height) == (side, side) && side > 0 {
             return Ok(image);
         }
+        self.part(&image, side, how, Window::Whole)
+    }
+
+    /// Brings a part of what [`Self::resize`] would give to `side` x `side` pixels: cut out of the image itself, so that no pixel
+    /// is interpolated twice.
+    ///
+    /// # Errors
+    /// When `side` or the image is empty.
+    pub fn part(&mut self, image: &RgbImage, side: u32, how: Resize, part: Window) -> Result<RgbImage, ImageError> {
+        let (width, height) = image.dimensions();
+        let within = |[left, top, width, height]: [f64; 4]| {
+            let [x, y, share] = part.shares();
+            Some([left + x * width, top + y * height, width * share, height * share])
+        };
         match how {
-            Resize::Squash => self.scale(&image, [side, side], None),
+            Resize::Squash => self.scale(image, [side, side], within([0.0, 0.0, f64::from(width), f64::from(height)])),
             Resize::Crop => {
                 let long_side = width.max(height);
                 let short_side = width.min(height).max(1);
@@ -48,9 +62,10 @@ impl Resizer {
                 let length = length.min(f64::from(long_side) - start);
                 let whole = f64::from(short_side);
                 let window = if width > height { [start, 0.0, length, whole] } else { [0.0, start, whole, length] };
-                self.scale(&image, [side, side], Some(window))
+                self.scale(image, [side, side], within(window))
             }
-            Resize::Pad => self.contain(&image, side).map(|inside| {
+            Resize::Pad if part != Window::Whole => self.padded(image, side, part),
+            Resize::Pad => self.contain(image, side).map(|inside| {
                 let mut square = RgbImage::new(side, side);
                 let margin = |length: u32| i64::from(half_to_even(f64::from(side - length) / 2.0));
                 let (left, top) = (margin(inside.width()), margin(inside.height()));
@@ -58,6 +73,30 @@ impl Resizer {
                 square
             }),
         }
+    }
+
+    /// A part of the square of the long side in whose middle the image lies, black around it.
+    fn padded(&mut self, image: &RgbImage, side: u32, part: Window) -> Result<RgbImage, ImageError> {
+        let (width, height) = image.dimensions();
+        let square = f64::from(width.max(height).max(1));
+        let [x, y, share] = part.shares();
+        let scale = f64::from(side) / (share * square);
+        // Along one axis: first pixel and pixels of the answer, start and length in the image.
+        let along = |length: u32, edge: f64| {
+            let length = f64::from(length);
+            let start = (square - length) / 2.0 - edge * square;
+            let [first, last] = [start, start + length].map(|at| (at * scale).clamp(0.0, f64::from(side)));
+            let from = half_to_even(first).min(side.saturating_sub(1));
+            let pixels = half_to_even(last).saturating_sub(from).max(1);
+            let cut = (first / scale - start).max(0.0);
+            (from, pixels, cut, ((last - first) / scale).min(length - cut))
+        };
+        let (left, columns, from_x, across) = along(width, x);
+        let (top, rows, from_y, down) = along(height, y);
+        let inside = self.scale(image, [columns, rows], Some([from_x, from_y, across, down]))?;
+        let mut answer = RgbImage::new(side, side);
+        ::image::imageops::replace(&mut answer, &inside, left.into(), top.into());
+        Ok(answer)
     }
 
     /// Brings the long side to `side` and keeps the aspect ratio; no side becomes less than a pixel.
@@ -160,6 +199,66 @@ mod tests {
             assert!(resized(one, 32, how).pixels().all(|pixel| pixel.0 == [7, 8, 9]));
             let row = RgbImage::from_pixel(20_000, 1, [7, 8, 9].into());
             assert!(resized(row, 32, how).pixels().any(|pixel| pixel.0 == [7, 8, 9]));
+        }
+    }
+
+    #[test]
+    fn parts_are_cut_out_of_what_would_be_seen() {
+        // A gradient: what a pixel shows says where it comes from.
+        let gradient = |width: u32, height: u32| {
+            RgbImage::from_fn(width, height, |x, y| [(x * 255 / width) as u8, (y * 255 / height) as u8, 99].into())
+        };
+        let corners = |image: &RgbImage, how, part| {
+            let seen = Resizer::new().part(image, 64, how, part).unwrap();
+            let at = |x, y| seen.get_pixel(x, y).0.map(|value| f64::from(value) / 255.0);
+            let ([left, top, _], [right, bottom, _]) = (at(0, 0), at(63, 63));
+            [left, top, right, bottom]
+        };
+        let near = |found: [f64; 4], expected: [f64; 4]| {
+            let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(worst < 0.02, "{found:?} {expected:?}");
+        };
+        let wide = gradient(320, 160);
+        near(corners(&wide, Resize::Squash, Window::TopLeft), [0.0, 0.0, 0.875, 0.875]);
+        near(corners(&wide, Resize::Squash, Window::BottomRight), [0.125, 0.125, 1.0, 1.0]);
+        near(corners(&wide, Resize::Squash, Window::Center), [0.0625, 0.0625, 0.9375, 0.9375]);
+        // The middle square is from 0.25 to 0.75.
+        near(corners(&wide, Resize::Crop, Window::TopRight), [0.3125, 0.0, 0.75, 0.875]);
+        near(corners(&wide, Resize::Crop, Window::BottomLeft), [0.25, 0.125, 0.6875, 1.0]);
+        // The square of the long side: black up to a quarter, and from three quarters on.
+        for (part, from, rows) in
+            [(Window::TopLeft, 0.0, 18..55), (Window::Center, 0.0625, 14..50), (Window::BottomLeft, 0.0, 9..46)]
+        {
+            let seen = Resizer::new().part(&wide, 64, Resize::Pad, part).unwrap();
+            for y in 0..64 {
+                let black = seen.get_pixel(9, y).0 == [0; 3];
+                assert_eq!(black, !rows.contains(&y), "{part:?}, row {y}");
+            }
+            let left = f64::from(seen.get_pixel(0, 30).0[0]) / 255.0;
+            assert!((left - from).abs() < 0.02, "{part:?}: {left}");
+        }
+        for (width, height) in [(1, 1), (4000, 1), (1, 4000), (3, 2)] {
+            for how in [Resize::Squash, Resize::Crop, Resize::Pad] {
+                for part in [Window::Center, Window::TopLeft, Window::TopRight, Window::BottomLeft, Window::BottomRight] {
+                    let image = RgbImage::from_pixel(width, height, [7, 8, 9].into());
+                    let seen = Resizer::new().part(&image, 32, how, part).unwrap();
+                    assert!(seen.pixels().any(|pixel| pixel.0 == [7, 8, 9]), "{width} x {height}, {how}, {part:?}");
+                }
+            }
+        }
+        assert!(Resizer::new().part(&wide, 0, Resize::Pad, Window::Center).is_err());
+    }
+
+    /// Mirrored first or resized first: bytes that differ by one, here and there.
+    #[test]
+    fn resizing_is_nearly_symmetric() {
+        let image = RgbImage::from_fn(50, 37, |x, y| [(x * x + 7 * y) as u8, (x * 91 + y * y) as u8, (x ^ y) as u8].into());
+        for how in [Resize::Squash, Resize::Crop, Resize::Pad] {
+            let (mut after, mut before) = (resized(image.clone(), 32, how), image.clone());
+            crate::image::mirror(&mut after);
+            crate::image::mirror(&mut before);
+            let worst = after.as_raw().iter().zip(resized(before, 32, how).as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(worst <= Some(1), "{how}: {worst:?}");
         }
     }
 

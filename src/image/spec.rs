@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ImageError;
+use super::{ImageError, Views};
 
 /// An enum whose variants have one lower-case name each, for TOML, JSON, flags and messages.
 macro_rules! named {
@@ -113,16 +113,23 @@ pub struct ImageSpec {
     pub resize: Resize,
     /// Layout and arithmetic.
     pub pixels: PixelFormat,
+    /// What of each image is seen.
+    pub views: Views,
 }
 
 impl ImageSpec {
-    /// Numbers in the tensor of one image.
+    /// Numbers in the tensor of one view.
     pub fn values(&self) -> usize {
         let side = self.side as usize;
         side * side * 3
     }
 
-    /// Shape of a batch of `images`.
+    /// Numbers of all views of an image, one view after the other.
+    pub fn values_of_views(&self) -> usize {
+        self.values() * self.views.len()
+    }
+
+    /// Shape of a batch of `images`, each of one view.
     pub fn shape(&self, images: usize) -> [usize; 4] {
         let side = self.side as usize;
         match self.pixels.layout {
@@ -149,7 +156,7 @@ mod tests {
 
     #[test]
     fn shape_follows_the_layout() {
-        let spec = ImageSpec { side: 8, resize: Resize::Crop, pixels: PixelFormat::IMAGENET };
+        let spec = ImageSpec { side: 8, resize: Resize::Crop, pixels: PixelFormat::IMAGENET, views: Views::default() };
         assert_eq!(spec.shape(5), [5, 3, 8, 8]);
         assert_eq!(spec.values(), 192);
         let json = serde_json::to_string(&spec).unwrap();

@@ -7,10 +7,10 @@ use crate::assets::Finder;
 use crate::dataset::{Dataset, SourceOptions, synth};
 use crate::events::Event;
 use crate::extract::{self, Backbone, Bench, Effort, Ended, Plan, Slice, extract as run_engine};
-use crate::image::ImageSpec;
+use crate::image::{ImageSpec, Views};
 use crate::run::RunDir;
 use crate::runtime::{Compute, Runtime, cores, locate};
-use crate::store::{Manifest, SourceRecord, StoreError};
+use crate::store::{Dtype, Manifest, SourceRecord, StoreError};
 
 /// Whether a stage had anything to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,7 @@ struct Stage {
     backbone: Backbone,
     spec: ImageSpec,
     source: SourceRecord,
+    dtype: Dtype,
     compute: Compute,
     features: PathBuf,
     slice: Option<Slice>,
@@ -99,6 +100,7 @@ impl Stage {
             side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
             resize: settings.backbone.resize,
             pixels: backbone.pixels().clone(),
+            views: settings.backbone.views.clone(),
         };
         backbone.check_side(spec.side)?;
         let source = SourceRecord {
@@ -107,7 +109,7 @@ impl Stage {
             fingerprint: dataset.fingerprint(),
             sorted_by_class: dataset.sorted_by_class(),
         };
-        Ok(Self { dataset, backbone, spec, source, compute, features, slice })
+        Ok(Self { dataset, backbone, spec, source, dtype: settings.output.dtype, compute, features, slice })
     }
 
     /// Starts ONNX Runtime, and says what is about to be run.
@@ -123,11 +125,12 @@ impl Stage {
             threads => threads,
         };
         (context.observe)(Event::Noted(format!(
-            "{what:<9} {} · {} {} · {} px · {}, ONNX Runtime {}, {threads} thread{}",
+            "{what:<9} {} · {} {} · {} px{} · {}, ONNX Runtime {}, {threads} thread{}",
             self.source.name,
             self.backbone.name(),
             self.backbone.reads(),
             self.spec.side,
+            said(&self.spec.views),
             self.compute,
             runtime.version(),
             if threads == 1 { "" } else { "s" },
@@ -137,6 +140,7 @@ impl Stage {
             source: self.source.clone(),
             backbone: &self.backbone,
             spec: self.spec.clone(),
+            dtype: self.dtype,
             features: self.features.clone(),
             rebuild: false,
             compute: self.compute,
@@ -156,13 +160,18 @@ impl Stage {
         let class = &manifest.key_parts.provider;
         let current = manifest.complete
             && self.compute.accepts(class)
-            && manifest.key_parts == self.backbone.key_parts(&self.spec, class, self.compute.precision())
+            && manifest.key_parts == self.backbone.key_parts(&self.spec, self.dtype, class, self.compute.precision())
             && manifest.source == self.source
             && manifest.classes == self.dataset.classes()
             && !manifest.shards.is_empty()
             && manifest.shards_present(&self.features);
         current.then_some(manifest)
     }
+}
+
+/// ` · 2 views (identity, hflip)`; nothing where each image is seen once.
+fn said(views: &Views) -> String {
+    if views.len() == 1 { String::new() } else { format!(" · {} views ({})", views.len(), views.names().join(", ")) }
 }
 
 /// Brings the feature store up to date for a goal; with `rebuild`, makes it anew whatever is there.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use ndarray::Axis;
 use serde::Serialize;
 
-use super::fit::{Fit, Loaded, labelled};
+use super::fit::{Fit, Loaded, Wanted, labelled};
 use super::outcome::SHOTS;
 use super::streamed::in_memory;
 use super::{Context, Interrupted, Pipeline, PipelineError};
@@ -48,8 +48,9 @@ impl Fit {
         }
         let params = &pipeline.settings.head;
         let store = Store::open(&pipeline.features)?;
-        in_memory(&store, params, what, "")?;
-        Loaded::new(store, params)
+        let wanted = Wanted::of(params);
+        in_memory(&store, params, wanted, what, "")?;
+        Loaded::new(store, params, wanted)
     }
 }
 
@@ -175,7 +176,8 @@ fn shot_scores(
                     format!("{} classes have fewer than {shots} training images, such as {}", short.len(), classes[*first]);
                 (context.observe)(Event::Warned(format!("{text}: what there is of them is used")));
             }
-            let examples = rows.examples(&train, &[], classes);
+            let unfolded = rows.unfold(params, &train);
+            let examples = rows.examples(&unfolded, &[], classes);
             // No row is held out here that early stopping could watch.
             let checked = head::HeadParams { seed, patience: None, min_delta: None, ..params.clone() }.check()?;
             let mut go_on = |_: &_| context.flow();

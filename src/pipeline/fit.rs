@@ -1,5 +1,6 @@
 //! Stage 2 of a pipeline: it opens the feature store and the run directory, nothing else.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::head::{
     self, Checkpoints, Examples, Head, HeadError, HeadParams, HeadValidParams, HoldOut, OnEpoch, ParamGuard as _, Solver,
 };
 use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, RunDir, SplitRecord};
-use crate::store::{SplitFeatures, Store, StoreError};
+use crate::store::{SplitFeatures, Store, StoreError, StreamedFeatures};
 
 /// What stage 2 leaves.
 pub struct Fit {
@@ -44,8 +45,8 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// Reads the features and divides them.
-    pub(super) fn new(store: Store, params: &HeadParams) -> Result<Self, PipelineError> {
-        let rows = Rows::load(&store, params.split)?;
+    pub(super) fn new(store: Store, params: &HeadParams, wanted: Wanted) -> Result<Self, PipelineError> {
+        let rows = Rows::load(&store, params.split, wanted)?;
         let division = rows.divide(&store, params)?;
         Ok(Self { store, rows, division })
     }
@@ -73,12 +74,13 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     warn_of_missing(&store, pipeline, context);
     let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key };
     let started = Instant::now();
-    let (metrics, loaded) = if is_streamed(&store, params)? {
-        let rows = Rows::gather(&store, params.split, |splits| store.stream(splits))?;
+    let wanted = Wanted::of(params);
+    let (metrics, loaded) = if is_streamed(&store, params, wanted)? {
+        let rows = Rows::stream(&store, params.split, wanted)?;
         let division = rows.divide(&store, params)?;
         (stage.fit(&rows, &division, started.elapsed(), on_epoch)?, None)
     } else {
-        let rows = Rows::load(&store, params.split)?;
+        let rows = Rows::load(&store, params.split, wanted)?;
         let division = rows.divide(&store, params)?;
         let metrics = stage.fit(&rows, &division, started.elapsed(), on_epoch)?;
         (metrics, Some(Loaded { store, rows, division }))
@@ -113,12 +115,13 @@ impl Stage<'_> {
         }
         let classes = &manifest.classes;
         (context.observe)(Event::Noted(format!(
-            "fit-head  softmax {} → {}{} · {} · {} train, {} hold-out ({})",
+            "fit-head  softmax {} → {}{} · {} · {} train{}, {} hold-out ({})",
             manifest.dimension,
             classes.len(),
             manifest.depths().map(|depths| format!(" · {depths}")).unwrap_or_default(),
             params.solver,
             division.train.len(),
+            rows.said(params),
             division.holdout.len(),
             division.kind
         )));
@@ -132,7 +135,8 @@ impl Stage<'_> {
         let checkpoint = run.file(Checkpoints::FILE);
         let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
         let started = Instant::now();
-        let plan = Plan { params, train: &division.train, holdout: &division.holdout, classes };
+        let trained = rows.unfold(params, &division.train);
+        let plan = Plan { params, train: &trained, holdout: &division.holdout, classes };
         let fitted = context.stopping(params.solver, || rows.fitting.fit(&plan, &mut checkpoints, &mut watch));
         let fit_seconds = started.elapsed().as_secs_f64();
         let fitted = fitted.map_err(|error| rows.name(error))?;
@@ -249,9 +253,38 @@ pub(super) fn fit_key(store: &Store, settings: &serde_json::Value) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// What of images that were seen in several views is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The mean over them: a row an image.
+    Means,
+    /// After the rows of the images, a row for each view of each, to train on.
+    Views,
+}
+
+impl Wanted {
+    pub(super) fn of(params: &HeadParams) -> Self {
+        if params.augments() { Self::Views } else { Self::Means }
+    }
+
+    /// Rows for each image.
+    pub(super) fn rows(self, store: &Store) -> usize {
+        match self {
+            Self::Means => 1,
+            Self::Views => 1 + store.views().len(),
+        }
+    }
+}
+
 /// The rows: those to fit on with those held out, and those to score at the end.
 pub(super) struct Rows<F = SplitFeatures> {
+    /// A row an image; after these, with [`Wanted::Views`], those of each view.
     pub(super) fitting: F,
+    /// Rows of `fitting` that are of images.
+    images: usize,
+    /// Views of an image in the store.
+    views: usize,
+    wanted: Wanted,
     /// Splits that `fitting` is of.
     pub(super) splits: Vec<&'static str>,
     /// Rows of `fitting` that the source itself sets aside for validation.
@@ -306,8 +339,11 @@ pub(super) fn divide(
 
 impl Rows {
     /// Loads what the fit needs into memory.
-    pub(super) fn load(store: &Store, asked: Option<HoldOut>) -> Result<Self, PipelineError> {
-        Self::gather(store, asked, |splits| store.load(splits))
+    pub(super) fn load(store: &Store, asked: Option<HoldOut>, wanted: Wanted) -> Result<Self, PipelineError> {
+        Self::gather(store, asked, wanted, |splits, wanted| match wanted {
+            Wanted::Means => store.load(splits),
+            Wanted::Views => store.load_with_views(splits),
+        })
     }
 
     /// What a head is fitted on, of these rows of `fitting`.
@@ -316,23 +352,58 @@ impl Rows {
     }
 }
 
+impl Rows<StreamedFeatures> {
+    /// Reads what the fit needs once, and leaves the features on disk.
+    fn stream(store: &Store, asked: Option<HoldOut>, wanted: Wanted) -> Result<Self, PipelineError> {
+        Self::gather(store, asked, wanted, |splits, wanted| match wanted {
+            Wanted::Means => store.stream(splits),
+            Wanted::Views => store.stream(splits).map(StreamedFeatures::with_views),
+        })
+    }
+}
+
 impl<F: Features> Rows<F> {
     /// Reads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
     fn gather(
         store: &Store,
         asked: Option<HoldOut>,
-        read: impl Fn(&[&str]) -> Result<F, StoreError>,
+        wanted: Wanted,
+        read: impl Fn(&[&str], Wanted) -> Result<F, StoreError>,
     ) -> Result<Self, PipelineError> {
+        let views = store.views().len();
+        if wanted == Wanted::Views && views == 1 {
+            let reason =
+                "each image was seen once, as it is; make features of more views with tlpipe extract --views identity,hflip";
+            return Err(PipelineError::Settings { origin: "head.views = \"augment\"".into(), reason: reason.into() });
+        }
         let splits = fitting_splits(store, asked);
-        let fitting = read(&splits)?;
-        let first = if splits.len() > 1 { store.manifest().rows("train") } else { fitting.ids().len() };
-        let validation = first..fitting.ids().len();
-        let test = if has(store, "test") { Some(read(&["test"])?) } else { None };
-        Ok(Self { fitting, splits, validation, test })
+        let fitting = read(&splits, wanted)?;
+        let images = fitting.ids().len() / wanted.rows(store);
+        let first = if splits.len() > 1 { store.manifest().rows("train") } else { images };
+        let test = if has(store, "test") { Some(read(&["test"], Wanted::Means)?) } else { None };
+        Ok(Self { fitting, images, views, wanted, splits, validation: first..images, test })
     }
 
     pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
-        divide(store, params, self.fitting.ids(), self.fitting.labels(), self.validation.clone())
+        let (ids, labels) = (&self.fitting.ids()[..self.images], &self.fitting.labels()[..self.images]);
+        divide(store, params, ids, labels, self.validation.clone())
+    }
+
+    /// Rows to train on: those of the images, or of each of their views.
+    pub(super) fn unfold<'a>(&self, params: &HeadParams, train: &'a [usize]) -> Cow<'a, [usize]> {
+        if self.wanted == Wanted::Means || !params.augments() {
+            return train.into();
+        }
+        (1..=self.views).flat_map(|view| train.iter().map(move |row| view * self.images + row)).collect()
+    }
+
+    /// What the fit makes of several views.
+    fn said(&self, params: &HeadParams) -> String {
+        match self.views {
+            1 => String::new(),
+            views if params.augments() => format!(" x {views} views"),
+            views => format!(" (mean of {views} views)"),
+        }
     }
 
     /// Puts the image's id into an error that knows its row alone.

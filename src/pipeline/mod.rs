@@ -301,7 +301,8 @@ impl Pipeline {
     /// When a setting cannot be written as TOML.
     pub fn resolved(&self) -> Result<String, PipelineError> {
         let mut settings = self.settings.clone();
-        settings.output = OutputSettings { features: Some(self.features.clone()), run: Some(self.run.clone()) };
+        settings.output.features = Some(self.features.clone());
+        settings.output.run = Some(self.run.clone());
         toml::to_string(&settings)
             .map_err(|error| PipelineError::Settings { origin: "pipeline.toml".into(), reason: error.to_string() })
     }

@@ -28,8 +28,12 @@ pub struct Proof {
 pub fn prove(library: &Library, compute: Compute, context: &Context<'_>) -> Result<Proof, PipelineError> {
     let located = Finder::new(context.search.clone())?.model(NETWORK, context.observe)?;
     let backbone = Backbone::load(&located, None, &Layers::Pooled, None)?;
-    let spec =
-        ImageSpec { side: backbone.native_side(), resize: crate::image::Resize::Squash, pixels: backbone.pixels().clone() };
+    let spec = ImageSpec {
+        side: backbone.native_side(),
+        resize: crate::image::Resize::Squash,
+        pixels: backbone.pixels().clone(),
+        views: crate::image::Views::default(),
+    };
     let session = Runtime::start(library)?.session(backbone.model(), &SessionOptions { compute, threads: 1 })?;
     session.run(&vec![0.0; spec.values()], spec.shape(1))?;
     Ok(Proof { provider: session.provider(), nodes: session.placement().clone() })

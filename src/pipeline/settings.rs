@@ -8,9 +8,10 @@ use toml::{Table, Value};
 use super::PipelineError;
 use crate::extract::PixelScale;
 use crate::head::HeadParams;
-use crate::image::Resize;
+use crate::image::{Resize, Views};
 use crate::onnx::Layers;
 use crate::runtime::{Compute, Device, Precision, Provider, UnknownDevice, Unreal};
+use crate::store::Dtype;
 
 /// Threads above this are a slip of the finger.
 const MOST_THREADS: usize = 256;
@@ -66,6 +67,8 @@ pub struct BackboneSettings {
     /// What is read: `pooled`, the tensor before the classifier; `multi` or `multi-all`, feature maps of every depth before it;
     /// or the names of tensors, or patterns.
     pub layers: Layers,
+    /// What of each image is seen: `identity` first, then any of `hflip`, `center`, `top-left`, ….
+    pub views: Views,
 }
 
 impl Default for BackboneSettings {
@@ -77,6 +80,7 @@ impl Default for BackboneSettings {
             cut: None,
             pixels: None,
             layers: Layers::Pooled,
+            views: Views::default(),
         }
     }
 }
@@ -90,6 +94,8 @@ pub struct OutputSettings {
     pub features: Option<PathBuf>,
     /// Folder of the run; named in the same way below `runs` where left out.
     pub run: Option<PathBuf>,
+    /// Numbers of the feature store: `float32`, or `float16` in half the room.
+    pub dtype: Dtype,
 }
 
 /// `[runtime]`.

@@ -5,6 +5,7 @@ use std::error::Error;
 use ndarray::{Array2, Axis};
 
 use super::PipelineError;
+use super::fit::Wanted;
 use crate::head::{
     self, Checkpoints, Examples, FeatureSource, Fitted, HeadError, HeadParams, HeadValidParams, OnEpoch, Solver, Streamed,
 };
@@ -99,13 +100,14 @@ impl FeatureSource for StreamedFeatures {
 ///
 /// # Errors
 /// When they should, and the solver needs them in memory.
-pub(super) fn is_streamed(store: &Store, params: &HeadParams) -> Result<bool, PipelineError> {
+pub(super) fn is_streamed(store: &Store, params: &HeadParams, wanted: Wanted) -> Result<bool, PipelineError> {
     match params.solver {
-        Solver::Adam | Solver::Lbfgs | Solver::Ridge => Ok(need(store) > budget(params)),
+        Solver::Adam | Solver::Lbfgs | Solver::Ridge => Ok(need(store, wanted) > budget(params)),
         solver => {
             in_memory(
                 store,
                 params,
+                wanted,
                 &format!("solver {solver}"),
                 ", or set head.solver to \"adam\", \"lbfgs\" or \"ridge\", which read them in passes",
             )?;
@@ -118,8 +120,14 @@ pub(super) fn is_streamed(store: &Store, params: &HeadParams) -> Result<bool, Pi
 ///
 /// # Errors
 /// When they do not.
-pub(super) fn in_memory(store: &Store, params: &HeadParams, what: &str, instead: &str) -> Result<(), PipelineError> {
-    let (need, budget) = (need(store).div_ceil(1 << 20), budget(params) >> 20);
+pub(super) fn in_memory(
+    store: &Store,
+    params: &HeadParams,
+    wanted: Wanted,
+    what: &str,
+    instead: &str,
+) -> Result<(), PipelineError> {
+    let (need, budget) = (need(store, wanted).div_ceil(1 << 20), budget(params) >> 20);
     if need <= budget {
         return Ok(());
     }
@@ -128,11 +136,12 @@ pub(super) fn in_memory(store: &Store, params: &HeadParams, what: &str, instead:
     Err(PipelineError::Settings { origin: "head.memory".into(), reason })
 }
 
-/// Bytes of a store's features.
-fn need(store: &Store) -> u64 {
+/// Bytes of a store's features in memory.
+fn need(store: &Store, wanted: Wanted) -> u64 {
     let manifest = store.manifest();
-    let rows = |split: &&str| manifest.rows(split) as u64;
-    ["train", "validation", "test"].iter().map(rows).sum::<u64>() * (manifest.dimension * size_of::<f32>()) as u64
+    let rows = |split: &str| manifest.rows(split) as u64;
+    let rows = (rows("train") + rows("validation")) * wanted.rows(store) as u64 + rows("test");
+    rows * (manifest.dimension * size_of::<f32>()) as u64
 }
 
 /// Bytes that features may take: what was set, or half of what is free.

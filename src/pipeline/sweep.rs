@@ -19,7 +19,7 @@ pub use self::grid::{Axis, Plan};
 use self::journal::Journal;
 use self::trials::{Best, Trials, Tried};
 use super::extract::StageOutcome;
-use super::fit::{Division, Fit, Loaded, fit_key, warn_of_missing};
+use super::fit::{Division, Fit, Loaded, Wanted, fit_key, warn_of_missing};
 use super::outcome::{Kept, Outcome, PREDICTIONS};
 use super::scoring::{Scoring, all as every};
 use super::streamed::in_memory;
@@ -45,9 +45,11 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
-    in_memory(&store, base, "--sweep", "")?;
+    let augmented = candidates.iter().any(|candidate| candidate.params.augments());
+    let wanted = if augmented { Wanted::Views } else { Wanted::Means };
+    in_memory(&store, base, wanted, "--sweep", "")?;
     let started = Instant::now();
-    let loaded = Loaded::new(store, base)?;
+    let loaded = Loaded::new(store, base, wanted)?;
     let load_seconds = started.elapsed().as_secs_f64();
     loaded.division.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
 
@@ -202,7 +204,8 @@ impl Sweep<'_> {
             params.epochs = epochs.max(1);
         }
         let checked = params.clone().check()?;
-        let examples = rows.examples(&self.held.all, &[], &self.loaded.store.manifest().classes);
+        let unfolded = rows.unfold(&params, &self.held.all);
+        let examples = rows.examples(&unfolded, &[], &self.loaded.store.manifest().classes);
         let started = Instant::now();
         let fitted = context.stopping(params.solver, || head::fit(&checked, &examples, &mut |_| context.flow()));
         let fitted = fitted.map_err(|error| rows.name(error))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::key::tests::parts;
-use super::{Embedding, Extraction, Row, SourceRecord, StageSeconds, StoreWriter, Target};
+use super::{Dtype, Embedding, Extraction, KeyParts, Row, SourceRecord, StageSeconds, StoreWriter, Target};
 
 /// Figures of no extraction.
 pub(crate) fn extraction() -> Extraction {
@@ -67,9 +67,26 @@ pub(crate) fn write(
     classes: usize,
     change: impl Fn(usize, &mut Vec<f32>) + Sync,
 ) {
+    write_as(parts(), dir, splits, width, classes, change);
+}
+
+/// Values D of a view of a row, which `first` are those of the first one.
+pub(crate) fn of_view(first: &[f32], row: usize, view: usize) -> Vec<f32> {
+    first.iter().enumerate().map(|(feature, value)| value + 0.3 * noise(row, feature, 3 + view as u64)).collect()
+}
+
+/// Writes a store with these parts of the key, as [`write`] does; the other views of a row are near the first one.
+pub(crate) fn write_as(
+    key_parts: KeyParts,
+    dir: &Path,
+    splits: &[(&str, usize)],
+    width: usize,
+    classes: usize,
+    change: impl Fn(usize, &mut Vec<f32>) + Sync,
+) {
     let source = SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false };
-    let segments = Vec::new();
-    let target = Target { dir: dir.into(), key_parts: parts(), classes: names(classes), dimension: width, segments, source };
+    let (views, segments) = (key_parts.views.len(), Vec::new());
+    let target = Target { dir: dir.into(), key_parts, classes: names(classes), dimension: width, segments, source };
     let mut writer = StoreWriter::open(target, false).unwrap();
     let mut start = 0;
     for &(split, rows) in splits {
@@ -80,6 +97,8 @@ pub(crate) fn write(
                 .map(|&row| {
                     let mut values = features(row, class(row, classes), width);
                     change(row, &mut values);
+                    let others: Vec<f32> = (1..views).flat_map(|view| of_view(&values, row, view)).collect();
+                    values.extend(others);
                     values
                 })
                 .collect();
@@ -96,7 +115,7 @@ pub(crate) fn write(
     writer.finish(extraction()).unwrap();
 }
 
-/// Makes a store to measure with: `TLPIPE_SYNTHETIC="DIR WIDTH CLASSES TRAIN TEST" cargo test --release synthetic_store -- --ignored`.
+/// Makes a store to measure with: `TLPIPE_SYNTHETIC="DIR WIDTH CLASSES TRAIN TEST [VIEWS [DTYPE]]" cargo test --release synthetic_store -- --ignored`.
 #[test]
 #[ignore = "writes a store of any size for a measurement"]
 fn synthetic_store() {
@@ -104,5 +123,9 @@ fn synthetic_store() {
     let words: Vec<&str> = text.split(' ').collect();
     let [width, classes, train, test] = [1, 2, 3, 4].map(|word| words[word].parse::<usize>().unwrap());
     let splits: Vec<_> = [("train", train), ("test", test)].into_iter().filter(|split| split.1 > 0).collect();
-    write(Path::new(words[0]), &splits, width, classes, |_, _| {});
+    let mut key_parts = parts();
+    let views = words.get(5).map_or(1, |views| views.parse().unwrap());
+    key_parts.views.extend((1..views).map(|view| format!("view-{view}")));
+    key_parts.dtype = words.get(6).map_or(Dtype::Float32, |name| serde_json::from_value((*name).into()).unwrap());
+    write_as(key_parts, Path::new(words[0]), &splits, width, classes, |_, _| {});
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::{Dtype, IDENTITY};
+
 /// The parts of the key. Two stores with equal keys hold comparable features.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyParts {
@@ -21,13 +23,33 @@ pub struct KeyParts {
     pub provider: String,
     /// [`super::STORE_SCHEMA`].
     pub schema: u32,
+    /// What of each image is seen, in the order of the columns. `identity` alone is no part of the hash: it is what stores had
+    /// before there were views. The same is true of `float32`.
+    #[serde(default = "identity", skip_serializing_if = "is_identity")]
+    pub views: Vec<String>,
+    /// What the embeddings are stored as.
+    #[serde(default, skip_serializing_if = "Dtype::is_default")]
+    pub dtype: Dtype,
+}
+
+/// The image as it is, alone.
+pub(super) fn identity() -> Vec<String> {
+    vec![IDENTITY.into()]
+}
+
+fn is_identity(views: &[String]) -> bool {
+    views == identity()
 }
 
 impl KeyParts {
     /// BLAKE3 of the parts in a fixed order, as hexadecimal.
     pub fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
+        let later = [("views", is_identity(&self.views)), ("dtype", self.dtype.is_default())];
         for (name, value) in self.named() {
+            if later.contains(&(name, true)) {
+                continue;
+            }
             // Lengths keep ("ab", "c") apart from ("a", "bc").
             for text in [name, value.as_str()] {
                 hasher.update(&(text.len() as u64).to_le_bytes());
@@ -50,7 +72,7 @@ impl KeyParts {
             .collect()
     }
 
-    fn named(&self) -> [(&'static str, String); 8] {
+    fn named(&self) -> [(&'static str, String); 10] {
         [
             ("backbone", self.backbone.clone()),
             ("cut", self.cut.join(", ")),
@@ -60,6 +82,8 @@ impl KeyParts {
             ("precision", self.precision.clone()),
             ("provider", self.provider.clone()),
             ("schema", self.schema.to_string()),
+            ("views", self.views.join(", ")),
+            ("dtype", self.dtype.name().into()),
         ]
     }
 }
@@ -97,6 +121,8 @@ pub(crate) mod tests {
             precision: "fp32".into(),
             provider: "cpu".into(),
             schema: super::super::STORE_SCHEMA,
+            views: identity(),
+            dtype: Dtype::Float32,
         }
     }
 
@@ -112,6 +138,8 @@ pub(crate) mod tests {
             KeyParts { precision: "bf16".into(), ..base.clone() },
             KeyParts { provider: "cuda".into(), ..base.clone() },
             KeyParts { schema: 2, ..base.clone() },
+            KeyParts { views: vec![IDENTITY.into(), "hflip".into()], ..base.clone() },
+            KeyParts { dtype: Dtype::Float16, ..base.clone() },
         ];
         for other in others {
             assert_ne!(base.key(), other.key());
@@ -132,6 +160,21 @@ pub(crate) mod tests {
         let one = KeyParts { cut: vec![name(34)], ..parts() };
         let said = one.differences(&few);
         assert_eq!(said, ["layers: block_34/out alone in the store, 3 tensors asked for; only asked for: block_30/out, other"]);
+    }
+
+    #[test]
+    fn what_stores_had_before_there_were_views_keeps_its_key() {
+        assert_eq!(parts().key(), "KEY");
+        let text = serde_json::to_string(&parts()).unwrap();
+        assert!(!text.contains("views") && !text.contains("dtype"), "{text}");
+        assert_eq!(serde_json::from_str::<KeyParts>(&text).unwrap(), parts());
+        let other = KeyParts { views: vec![IDENTITY.into(), "hflip".into()], dtype: Dtype::Float16, ..parts() };
+        let text = serde_json::to_string(&other).unwrap();
+        assert_eq!(serde_json::from_str::<KeyParts>(&text).unwrap(), other);
+        assert_eq!(
+            parts().differences(&other),
+            ["views: identity in the store, identity, hflip asked for", "dtype: float32 in the store, float16 asked for"]
+        );
     }
 
     #[test]

@@ -251,6 +251,10 @@ impl Manifest {
         if end != Some(manifest.dimension) {
             return Err(damaged(format!("its segments do not make up the {} values of a row", manifest.dimension)));
         }
+        let views = &manifest.key_parts.views;
+        if views.is_empty() || views.iter().enumerate().any(|(at, view)| views[..at].contains(view)) {
+            return Err(damaged("its views are not a list of different ones".into()));
+        }
         Ok(manifest)
     }
 

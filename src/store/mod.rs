@@ -9,6 +9,10 @@
 //!   quarantine.parquet          the images that could not be used, each with its reason
 //! ```
 //!
+//! A row is an image. `embedding` is that of the image as it is; where it was seen in further views, each has a column of its own
+//! (`embedding_hflip`, …). What is read of several views is their mean unless one is asked for: a linear head on the mean
+//! gives the mean of the logits that it would give to each.
+//!
 //! A shard is written under a temporary name, synced, renamed, then recorded in the manifest: a shard that is not recorded
 //! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
 //! shard in hand; the next one finds every recorded row by its id and content hash.
@@ -17,6 +21,7 @@
 pub(crate) mod fixture;
 mod index;
 mod key;
+mod layout;
 mod manifest;
 mod pages;
 mod quarantine;
@@ -30,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 pub use index::{Index, KnownRow, OldRow};
 pub use key::KeyParts;
+pub use layout::Dtype;
 pub use manifest::{Drift, Extraction, Manifest, Segment, ShardRecord, SourceRecord, SplitFigures, StageSeconds, depths};
 pub use quarantine::Quarantined;
 pub use reader::{Place, SplitFeatures, Store};
@@ -119,6 +125,29 @@ pub enum StoreError {
         reason: String,
         /// What to do.
         remedy: &'static str,
+    },
+    /// A value that the type of the store does not hold.
+    #[error(
+        "{split}/{id}: a feature of {value} is too large for float16, which ends at 65,504; store them as float32: --dtype float32 \
+         (with --rebuild, or another --features)"
+    )]
+    TooLarge {
+        /// Split of the image.
+        split: String,
+        /// The image.
+        id: String,
+        /// The value.
+        value: f32,
+    },
+    /// A view that the store does not have.
+    #[error("{dir}: no view {view} in this feature store (it has {}, from 0)", present.join(", "))]
+    NoView {
+        /// The store.
+        dir: PathBuf,
+        /// Its number.
+        view: usize,
+        /// The views there are.
+        present: Vec<String>,
     },
     /// A split that the store does not have.
     #[error(

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ndarray::Array2;
 use rayon::prelude::*;
 
+use super::layout::{Layout, Reading};
 use super::{Manifest, Quarantined, Row, ShardRecord, StoreError, pages, quarantine, shard, slices};
 
 /// A finished feature store.
@@ -26,7 +27,7 @@ pub struct SplitFeatures {
     pub ids: Vec<String>,
     /// Label index; none for an unlabelled row.
     pub labels: Vec<Option<i32>>,
-    /// `[rows, D]`.
+    /// `[rows, D]`; of several views their mean, unless one was asked for.
     pub embeddings: Array2<f32>,
 }
 
@@ -88,38 +89,84 @@ impl Store {
         &self.manifest
     }
 
-    /// Loads splits into memory, one after the other: `rows x D x 4` bytes, read by all of rayon's threads.
+    /// What of each image was seen: `identity` and what else there is, in the order of the columns.
+    pub fn views(&self) -> &[String] {
+        &self.manifest.key_parts.views
+    }
+
+    /// Loads splits into memory, one after the other: `rows x D x 4` bytes, read by all of rayon's threads. Of an image that was
+    /// seen in several views it is their mean, on which a linear head gives the mean of its logits.
     ///
     /// # Errors
     /// When a split is not there, or a shard is damaged.
     pub fn load(&self, splits: &[&str]) -> Result<SplitFeatures, StoreError> {
+        self.gather(splits, &[Reading::Mean])
+    }
+
+    /// Loads one view of the images, by its number in [`Self::views`], as [`Self::load`] does.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and when there is no such view.
+    pub fn load_view(&self, splits: &[&str], view: usize) -> Result<SplitFeatures, StoreError> {
+        self.gather(splits, &[self.view(view)?])
+    }
+
+    /// Loads what [`Self::load`] does, and after it each view by itself: with N images, row `(1 + view) * N + image` is that view
+    /// of that image.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_views(&self, splits: &[&str]) -> Result<SplitFeatures, StoreError> {
+        let views = (0..self.views().len()).map(Reading::View);
+        self.gather(splits, &std::iter::once(Reading::Mean).chain(views).collect::<Vec<_>>())
+    }
+
+    pub(super) fn view(&self, view: usize) -> Result<Reading, StoreError> {
+        let present = self.views();
+        if view < present.len() {
+            return Ok(Reading::View(view));
+        }
+        Err(StoreError::NoView { dir: self.dir.clone(), view, present: present.to_vec() })
+    }
+
+    /// Every reading of all rows, one after the other.
+    fn gather(&self, splits: &[&str], readings: &[Reading]) -> Result<SplitFeatures, StoreError> {
         let shards = self.shards(splits)?;
-        let dimension = self.manifest.dimension;
+        let layout = Layout::of(&self.manifest);
+        let dimension = layout.dimension;
         let rows: usize = shards.iter().map(|shard| shard.rows).sum();
-        let mut values = vec![0.0_f32; rows * dimension];
-        let mut places = Vec::with_capacity(shards.len());
+        let mut values = vec![0.0_f32; readings.len() * rows * dimension];
+        let mut places: Vec<Vec<&mut [f32]>> = shards.iter().map(|_| Vec::with_capacity(readings.len())).collect();
         let mut rest = values.as_mut_slice();
-        for shard in &shards {
-            let (place, after) = rest.split_at_mut(shard.rows * dimension);
-            places.push(place);
-            rest = after;
+        for _ in readings {
+            for (shard, places) in shards.iter().zip(&mut places) {
+                let (place, after) = rest.split_at_mut(shard.rows * dimension);
+                places.push(place);
+                rest = after;
+            }
         }
         let described = shards
             .par_iter()
             .zip(places)
-            .map(|(record, place)| {
+            .map(|(record, places)| {
                 let content = shard::read(&self.dir, record)?;
-                pages::embeddings(&self.dir.join(&record.file), record, &content, dimension, place)?;
+                for (&reading, place) in readings.iter().zip(places) {
+                    pages::embeddings(&self.dir.join(&record.file), record, &content, &layout, reading, place)?;
+                }
                 shard::rows(&self.dir, record, content)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut ids = Vec::with_capacity(rows);
-        let mut labels = Vec::with_capacity(rows);
+        let mut ids = Vec::with_capacity(readings.len() * rows);
+        let mut labels = Vec::with_capacity(readings.len() * rows);
         for row in described.into_iter().flatten() {
             ids.push(row.id);
             labels.push(row.label);
         }
-        let embeddings = Array2::from_shape_vec((rows, dimension), values);
+        for row in 0..ids.len() * (readings.len() - 1) {
+            ids.push(ids[row].clone());
+            labels.push(labels[row]);
+        }
+        let embeddings = Array2::from_shape_vec((ids.len(), dimension), values);
         let embeddings = embeddings.map_err(|error| StoreError::damaged(&self.dir, error))?;
         Ok(SplitFeatures { ids, labels, embeddings })
     }
@@ -154,12 +201,25 @@ impl Store {
         Ok(described.collect::<Result<Vec<_>, StoreError>>()?.concat())
     }
 
-    /// Embeddings `[places, D]` of some rows; the shards that hold them are read, and no others.
+    /// Embeddings `[places, D]` of some rows, of several views their mean; the shards that hold them are read, and no others.
     ///
     /// # Errors
     /// When a shard cannot be read or is damaged.
     pub fn embeddings(&self, places: &[Place]) -> Result<Array2<f32>, StoreError> {
-        let dimension = self.manifest.dimension;
+        self.read(places, Reading::Mean)
+    }
+
+    /// Embeddings `[places, D]` of one view of some rows, by its number in [`Self::views`].
+    ///
+    /// # Errors
+    /// As [`Self::embeddings`], and when there is no such view.
+    pub fn embeddings_of_view(&self, places: &[Place], view: usize) -> Result<Array2<f32>, StoreError> {
+        self.read(places, self.view(view)?)
+    }
+
+    fn read(&self, places: &[Place], reading: Reading) -> Result<Array2<f32>, StoreError> {
+        let layout = Layout::of(&self.manifest);
+        let dimension = layout.dimension;
         let mut shards: Vec<usize> = places.iter().map(|place| place.shard).collect();
         shards.sort_unstable();
         shards.dedup();
@@ -168,7 +228,7 @@ impl Store {
             let record = self.record(shard);
             let mut values = vec![0.0; record.rows * dimension];
             let content = shard::read(&self.dir, record)?;
-            pages::embeddings(&self.dir.join(&record.file), record, &content, dimension, &mut values)?;
+            pages::embeddings(&self.dir.join(&record.file), record, &content, &layout, reading, &mut values)?;
             for (mut out, place) in found.rows_mut().into_iter().zip(places).filter(|(_, place)| place.shard == shard) {
                 out.iter_mut().zip(&values[place.row * dimension..][..dimension]).for_each(|(out, value)| *out = *value);
             }

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float32Array, Int32Array, StringArray};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float16Array, Float32Array, Int32Array, StringArray};
+use arrow::datatypes::{DataType, Field, FieldRef, Int32Type, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -18,6 +18,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
 use parquet::schema::types::ColumnPath;
 
+use super::layout::{Dtype, Half, Layout};
 use super::{ShardRecord, StoreError};
 use crate::persist::persist;
 
@@ -38,15 +39,20 @@ pub struct Row {
 
 /// Rows that one shard holds: few enough to stay small in memory whatever the width, and to lose little where a process dies;
 /// many enough to read quickly.
-pub(super) fn rows_per_shard(dimension: usize) -> usize {
+pub(super) fn rows_per_shard(layout: &Layout) -> usize {
     const MOST_ROWS: usize = 1024;
     const MOST_VALUES: usize = 8 << 20;
-    (MOST_VALUES / dimension.max(1)).clamp(256, MOST_ROWS)
+    (MOST_VALUES / layout.values().max(1)).clamp(256, MOST_ROWS)
 }
 
-fn schema(dimension: i32) -> SchemaRef {
-    let item = Arc::new(Field::new("item", DataType::Float32, false));
-    Arc::new(Schema::new(vec![
+/// One value of an embedding.
+fn item(dtype: Dtype) -> FieldRef {
+    Arc::new(Field::new("item", dtype.arrow(), false))
+}
+
+fn schema(layout: &Layout, dimension: i32) -> SchemaRef {
+    let list = DataType::FixedSizeList(item(layout.dtype), dimension);
+    let mut fields = vec![
         Field::new("id", DataType::Utf8, false),
         Field::new("split", DataType::Utf8, false),
         Field::new("label", DataType::Int32, true),
@@ -54,8 +60,9 @@ fn schema(dimension: i32) -> SchemaRef {
         Field::new("content_hash", DataType::Utf8, false),
         Field::new("width", DataType::Int32, false),
         Field::new("height", DataType::Int32, false),
-        Field::new("embedding", DataType::FixedSizeList(item, dimension), false),
-    ]))
+    ];
+    fields.extend(layout.columns.iter().map(|column| Field::new(column, list.clone(), false)));
+    Arc::new(Schema::new(fields))
 }
 
 /// One shard before it is written.
@@ -66,14 +73,13 @@ pub(super) struct Draft {
     pub(super) key: String,
     /// Class names; the index is the label.
     pub(super) classes: Vec<String>,
-    /// Width D of an embedding.
-    pub(super) dimension: usize,
+    pub(super) layout: Layout,
     pub(super) split: String,
     /// Relative to the store.
     pub(super) file: String,
     pub(super) rows: Vec<Row>,
-    /// Row-major `[rows, D]`.
-    pub(super) embeddings: Vec<f32>,
+    /// Of each view, row-major `[rows, D]`.
+    pub(super) embeddings: Vec<Vec<f32>>,
 }
 
 /// Writes a shard whole or not at all.
@@ -119,15 +125,11 @@ fn rows_per_group(dimension: usize) -> usize {
 }
 
 fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
-    let Draft { key, classes, dimension, split, rows, embeddings, .. } = draft;
-    let width = i32::try_from(dimension).map_err(io::Error::other)?;
-    let schema = schema(width);
+    let Draft { key, classes, layout, split, rows, embeddings, .. } = draft;
+    let width = i32::try_from(layout.dimension).map_err(io::Error::other)?;
+    let schema = schema(&layout, width);
     let class = |row: &Row| row.label.and_then(|label| classes.get(usize::try_from(label).ok()?)).cloned();
-    let DataType::FixedSizeList(item, _) = schema.field(7).data_type().clone() else {
-        return Err(io::Error::other("the schema has no embedding"));
-    };
-    let values = Arc::new(Float32Array::from(embeddings));
-    let columns: Vec<ArrayRef> = vec![
+    let mut columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.id))),
         Arc::new(StringArray::from_iter_values(rows.iter().map(|_| &split))),
         Arc::new(Int32Array::from_iter(rows.iter().map(|row| row.label))),
@@ -135,23 +137,34 @@ fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.content_hash))),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.width))),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.height))),
-        Arc::new(FixedSizeListArray::try_new(item, width, values, None).map_err(io::Error::other)?),
     ];
+    for values in embeddings {
+        let values: ArrayRef = match layout.dtype {
+            Dtype::Float32 => Arc::new(Float32Array::from(values)),
+            Dtype::Float16 => Arc::new(Float16Array::from_iter_values(values.into_iter().map(Half::from_f32))),
+        };
+        let list = FixedSizeListArray::try_new(item(layout.dtype), width, values, None).map_err(io::Error::other)?;
+        columns.push(Arc::new(list));
+    }
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(io::Error::other)?;
-    let embedding = ColumnPath::from(vec!["embedding".to_owned(), "list".to_owned(), "item".to_owned()]);
+    let mut properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
     // Floats neither compress nor repeat: plain pages are read at the speed of memory. The texts do both.
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
-        .set_column_dictionary_enabled(embedding.clone(), false)
-        .set_column_statistics_enabled(embedding, parquet::file::properties::EnabledStatistics::None)
-        .set_max_row_group_row_count(Some(rows_per_group(dimension)))
+    for column in &layout.columns {
+        let embedding = ColumnPath::from(vec![column.clone(), "list".to_owned(), "item".to_owned()]);
+        properties = properties
+            .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
+            .set_column_dictionary_enabled(embedding.clone(), false)
+            .set_column_statistics_enabled(embedding, parquet::file::properties::EnabledStatistics::None);
+    }
+    let rows_per_group = rows_per_group(layout.dimension);
+    let properties = properties
+        .set_max_row_group_row_count(Some(rows_per_group))
         .set_created_by(concat!("tlpipe ", env!("CARGO_PKG_VERSION")).into())
         .set_key_value_metadata(Some(vec![KeyValue::new("tlpipe.key".into(), key)]))
         .build();
     let mut writer = ArrowWriter::try_new(to, schema, Some(properties)).map_err(written)?;
-    for start in (0..rows.len()).step_by(rows_per_group(dimension)) {
-        writer.write(&batch.slice(start, rows_per_group(dimension).min(rows.len() - start))).map_err(written)?;
+    for start in (0..rows.len()).step_by(rows_per_group) {
+        writer.write(&batch.slice(start, rows_per_group.min(rows.len() - start))).map_err(written)?;
     }
     writer.close().map(drop).map_err(written)
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use super::pages::{self, VALUE};
-use super::{ShardRecord, Store, StoreError, shard};
+use super::layout::{Dtype, Layout, Put, Reading};
+use super::{ShardRecord, Store, StoreError, pages, shard};
 
 /// Rows of one or more splits, in the order of the source, whose embeddings stay on disk.
 ///
@@ -18,9 +18,11 @@ pub struct StreamedFeatures {
     pub ids: Vec<String>,
     /// Label index; none for an unlabelled row.
     pub labels: Vec<Option<i32>>,
-    /// Rows that hold NaN or an infinity, in order.
+    /// Rows that hold NaN or an infinity in one of their views, in order.
     pub not_finite: Vec<usize>,
-    dimension: usize,
+    layout: Layout,
+    /// Images; there are more rows where each view is one.
+    images: usize,
     shards: Vec<Shard>,
 }
 
@@ -30,7 +32,8 @@ struct Shard {
     path: PathBuf,
     /// First row.
     start: usize,
-    pages: Vec<Page>,
+    /// Of each view.
+    pages: Vec<Vec<Page>>,
 }
 
 /// Values that lie in a file one after the other.
@@ -46,7 +49,7 @@ struct Page {
 struct Looked {
     rows: Vec<(String, Option<i32>)>,
     not_finite: Vec<usize>,
-    pages: Vec<Page>,
+    pages: Vec<Vec<Page>>,
 }
 
 impl Store {
@@ -56,10 +59,16 @@ impl Store {
     /// When a split is not there, or a shard is damaged.
     pub fn stream(&self, splits: &[&str]) -> Result<StreamedFeatures, StoreError> {
         let records = self.shards(splits)?;
-        let dimension = self.manifest().dimension;
-        let looked = records.par_iter().map(|record| self.look(record)).collect::<Result<Vec<_>, _>>()?;
-        let mut features =
-            StreamedFeatures { ids: Vec::new(), labels: Vec::new(), not_finite: Vec::new(), dimension, shards: Vec::new() };
+        let layout = Layout::of(self.manifest());
+        let looked = records.par_iter().map(|record| self.look(record, &layout)).collect::<Result<Vec<_>, _>>()?;
+        let mut features = StreamedFeatures {
+            ids: Vec::new(),
+            labels: Vec::new(),
+            not_finite: Vec::new(),
+            layout: layout.clone(),
+            images: 0,
+            shards: Vec::new(),
+        };
         for (record, Looked { rows, not_finite, pages }) in records.into_iter().zip(looked) {
             let start = features.ids.len();
             features.not_finite.extend(not_finite.into_iter().map(|row| start + row));
@@ -69,26 +78,32 @@ impl Store {
                 features.labels.push(label);
             }
         }
+        features.images = features.ids.len();
         Ok(features)
     }
 
-    fn look(&self, record: &ShardRecord) -> Result<Looked, StoreError> {
-        let (path, dimension) = (self.dir().join(&record.file), self.manifest().dimension);
+    fn look(&self, record: &ShardRecord, layout: &Layout) -> Result<Looked, StoreError> {
+        let path = self.dir().join(&record.file);
         let content = shard::read(self.dir(), record)?;
-        let (mut not_finite, mut pages, mut start) = (Vec::new(), Vec::new(), 0);
-        for page in pages::values(&path, record, &content, dimension)? {
-            // Not compressed, a page is a part of the file's content.
-            let place = (page.as_ptr() as usize).checked_sub(content.as_ptr() as usize);
-            let place = place.filter(|place| place + page.len() <= content.len());
-            let offset = place.ok_or_else(|| StoreError::damaged(&path, "embeddings that are compressed"))? as u64;
-            pages.push(Page { start, offset });
-            let values = page.as_chunks::<VALUE>().0;
-            if !values.iter().fold(true, |finite, &value| finite & f32::from_le_bytes(value).is_finite()) {
-                let bad = values.iter().enumerate().filter(|&(_, &value)| !f32::from_le_bytes(value).is_finite());
-                not_finite.extend(bad.map(|(value, _)| (start + value) / dimension));
+        let (mut not_finite, mut pages) = (Vec::new(), Vec::with_capacity(layout.views()));
+        for view in 0..layout.views() {
+            let (mut of_view, mut start) = (Vec::new(), 0);
+            for page in pages::values(&path, record, &content, layout, view)? {
+                // Not compressed, a page is a part of the file's content.
+                let place = (page.as_ptr() as usize).checked_sub(content.as_ptr() as usize);
+                let place = place.filter(|place| place + page.len() <= content.len());
+                let offset = place.ok_or_else(|| StoreError::damaged(&path, "embeddings that are compressed"))? as u64;
+                of_view.push(Page { start, offset });
+                let size = layout.dtype.size();
+                if !layout.dtype.is_finite(&page) {
+                    let bad = page.chunks_exact(size).enumerate().filter(|(_, value)| !layout.dtype.is_finite(value));
+                    not_finite.extend(bad.map(|(value, _)| (start + value) / layout.dimension));
+                }
+                start += page.len() / size;
             }
-            start += values.len();
+            pages.push(of_view);
         }
+        not_finite.sort_unstable();
         not_finite.dedup();
         let rows = shard::rows(self.dir(), record, content.clone())?.into_iter().map(|row| (row.id, row.label)).collect();
         Ok(Looked { rows, not_finite, pages })
@@ -98,50 +113,109 @@ impl Store {
 impl StreamedFeatures {
     /// Values D of a row.
     pub fn dimension(&self) -> usize {
-        self.dimension
+        self.layout.dimension
     }
 
-    /// Copies rows into `out`, `[rows, D]`. They are best in order: neighbours are read together.
+    /// Makes each view a row of its own, after the rows of the images: with N images, row `(1 + view) * N + image` is that view
+    /// of that image.
+    #[must_use]
+    pub fn with_views(mut self) -> Self {
+        for view in 0..self.layout.views() {
+            let start = (1 + view) * self.images;
+            self.ids.extend_from_within(..self.images);
+            self.labels.extend_from_within(..self.images);
+            let bad = self.not_finite.iter().take_while(|row| **row < self.images).map(|row| start + row);
+            self.not_finite.extend(bad.collect::<Vec<_>>());
+        }
+        self
+    }
+
+    /// Copies rows into `out`, `[rows, D]`; of an image that was seen in several views their mean. Rows are best in order:
+    /// neighbours are read together.
     ///
     /// # Errors
     /// When a row is not there, or its file cannot be read any more.
     pub fn read(&self, rows: &[usize], out: &mut [f32]) -> Result<(), StoreError> {
+        self.read_as(rows, None, out)
+    }
+
+    /// Copies one view of images into `out`, `[rows, D]`, by its number in [`Store::views`].
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when there is no such view.
+    pub fn read_view(&self, rows: &[usize], view: usize, out: &mut [f32]) -> Result<(), StoreError> {
+        if view < self.layout.views() {
+            return self.read_as(rows, Some(Reading::View(view)), out);
+        }
+        let path = self.shards.first().map(|shard| shard.path.clone()).unwrap_or_default();
+        Err(StoreError::NoView { dir: path, view, present: self.layout.columns.clone() })
+    }
+
+    /// Reads rows; where it is left open, each row's number says what it is.
+    fn read_as(&self, rows: &[usize], reading: Option<Reading>, out: &mut [f32]) -> Result<(), StoreError> {
         let mut open: Option<(usize, File)> = None;
-        let mut rest = out;
+        let (mut scratch, mut rest) = (Vec::new(), out);
         for run in rows.chunk_by(|row, next| row + 1 == *next) {
-            let (mut row, mut left) = (run[0], run.len());
+            let (mut given, mut left) = (run[0], run.len());
             while left > 0 {
+                let (block, row) = match reading {
+                    None if given < self.ids.len() => (given / self.images, given % self.images),
+                    _ => (0, given),
+                };
+                let reading = reading.unwrap_or(if block == 0 { Reading::Mean } else { Reading::View(block - 1) });
                 let number = self.shards.partition_point(|shard| shard.start <= row).saturating_sub(1);
-                let end = self.shards.get(number + 1).map_or(self.ids.len(), |next| next.start);
+                let end = self.shards.get(number + 1).map_or(self.images, |next| next.start);
                 let count = left.min(end.saturating_sub(row));
-                let taken = std::mem::take(&mut rest).split_at_mut_checked(count * self.dimension).filter(|_| count > 0);
+                let taken = std::mem::take(&mut rest).split_at_mut_checked(count * self.dimension()).filter(|_| count > 0);
                 let (Some(shard), Some((place, after))) = (self.shards.get(number), taken) else {
                     let path = self.shards.first().map(|shard| shard.path.clone()).unwrap_or_default();
-                    return Err(StoreError::damaged(&path, format!("row {row} is not one of {}", self.ids.len())));
+                    return Err(StoreError::damaged(&path, format!("row {given} is not one of {}", self.ids.len())));
                 };
                 let io = StoreError::io(&shard.path);
                 let file = match &mut open {
                     Some((other, file)) if *other == number => file,
                     open => &mut open.insert((number, File::open(&shard.path).map_err(io)?)).1,
                 };
-                shard.read(file, (row - shard.start) * self.dimension, place).map_err(StoreError::io(&shard.path))?;
-                (row, left, rest) = (row + count, left - count, after);
+                let first = (row - shard.start) * self.dimension();
+                let read = reading.gather(self.layout.views(), place, |view, put, place| {
+                    let wanted = Wanted { view, dtype: self.layout.dtype, first, put };
+                    shard.read(file, wanted, place, &mut scratch)
+                });
+                read.map_err(StoreError::io(&shard.path))?;
+                (given, left, rest) = (given + count, left - count, after);
             }
         }
         Ok(())
     }
 }
 
+/// Which values of a shard are read, and what is done with them.
+struct Wanted {
+    view: usize,
+    dtype: Dtype,
+    /// Number of the first value.
+    first: usize,
+    put: Put,
+}
+
 impl Shard {
-    /// Reads values from number `first` on.
-    fn read(&self, file: &mut File, mut first: usize, mut out: &mut [f32]) -> std::io::Result<()> {
-        let mut page = self.pages.partition_point(|page| page.start <= first).saturating_sub(1);
-        while let (Some(found), false) = (self.pages.get(page), out.is_empty()) {
-            let end = self.pages.get(page + 1).map_or(usize::MAX, |next| next.start);
+    /// Reads values of a view from number `first` on.
+    fn read(&self, file: &mut File, wanted: Wanted, mut out: &mut [f32], scratch: &mut Vec<u8>) -> std::io::Result<()> {
+        let Wanted { view, dtype, mut first, put } = wanted;
+        let pages = self.pages.get(view).map_or(&[][..], Vec::as_slice);
+        let mut page = pages.partition_point(|page| page.start <= first).saturating_sub(1);
+        while let (Some(found), false) = (pages.get(page), out.is_empty()) {
+            let end = pages.get(page + 1).map_or(usize::MAX, |next| next.start);
             let (place, after) = out.split_at_mut(out.len().min(end - first));
-            file.seek(SeekFrom::Start(found.offset + ((first - found.start) * VALUE) as u64))?;
-            file.read_exact(bytes_of(place))?;
-            place.iter_mut().for_each(|value| *value = f32::from_bits(u32::from_le(value.to_bits())));
+            file.seek(SeekFrom::Start(found.offset + ((first - found.start) * dtype.size()) as u64))?;
+            if (dtype, put) == (Dtype::Float32, Put::Set) {
+                file.read_exact(bytes_of(place))?;
+                place.iter_mut().for_each(|value| *value = f32::from_bits(u32::from_le(value.to_bits())));
+            } else {
+                scratch.resize(place.len() * dtype.size(), 0);
+                file.read_exact(scratch)?;
+                put.run(dtype, scratch, place);
+            }
             first += place.len();
             (page, out) = (page + 1, after);
         }

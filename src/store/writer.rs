@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use rayon::prelude::*;
 
+use super::layout::{Dtype, Layout, Reading};
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
     Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, Segment, ShardRecord, SourceRecord,
@@ -36,7 +37,7 @@ pub struct Target {
 /// An embedding for a row.
 #[derive(Clone, Debug)]
 pub enum Embedding {
-    /// Computed now, D values.
+    /// Computed now: D values of each view, view after view.
     New(Vec<f32>),
     /// Taken over.
     Reused(OldRow),
@@ -47,6 +48,7 @@ pub enum Embedding {
 pub struct StoreWriter {
     dir: PathBuf,
     manifest: Manifest,
+    layout: Layout,
     /// Recorded earlier, by `OldRow::shard`; none once its rows stand in the new state.
     old: Vec<ShardRecord>,
     index: Arc<Index>,
@@ -62,8 +64,8 @@ pub struct StoreWriter {
     under_way: Option<JoinHandle<Result<ShardRecord, StoreError>>>,
     /// What `store.json` records while features are made anew beside it.
     standing: Vec<PathBuf>,
-    /// The last shards whose embeddings were read for reuse.
-    read: Vec<(usize, Vec<f32>)>,
+    /// The last shards whose embeddings were read for reuse; of each view.
+    read: Vec<(usize, Vec<Vec<f32>>)>,
     // Held for its lock: the system frees it when the process ends, however it ends.
     _lock: File,
 }
@@ -125,6 +127,7 @@ impl StoreWriter {
         let writer = Self {
             index: Arc::new(Index::new(&old, rows)?),
             dir,
+            layout: Layout::of(&manifest),
             manifest,
             taken: old.iter().map(|record| vec![false; record.rows]).collect(),
             old,
@@ -160,10 +163,15 @@ impl StoreWriter {
     /// Adds a row. Rows of one split come one after the other, in the order of the source.
     ///
     /// # Errors
-    /// When a full shard cannot be written.
+    /// When a full shard cannot be written, or a value is larger than the store's numbers can be.
     pub fn push(&mut self, split: &str, row: Row, embedding: Embedding) -> Result<(), StoreError> {
         if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) {
             self.settle()?;
+        }
+        if let (Dtype::Float16, Embedding::New(values)) = (self.layout.dtype, &embedding)
+            && let Some(&value) = values.iter().find(|value| value.abs() > Dtype::MOST)
+        {
+            return Err(StoreError::TooLarge { split: split.into(), id: row.id, value });
         }
         if self.split != split {
             self.flush()?;
@@ -174,7 +182,7 @@ impl StoreWriter {
         }
         self.rows.push(row);
         self.embeddings.push(embedding);
-        if self.rows.len() == shard::rows_per_shard(self.manifest.dimension) { self.flush() } else { Ok(()) }
+        if self.rows.len() == shard::rows_per_shard(&self.layout) { self.flush() } else { Ok(()) }
     }
 
     /// Notes an image that could not be used.
@@ -235,7 +243,7 @@ impl StoreWriter {
             dir: self.dir.clone(),
             key: self.manifest.key.clone(),
             classes: self.manifest.classes.clone(),
-            dimension: self.manifest.dimension,
+            layout: self.layout.clone(),
             split: self.split.clone(),
             file: self.next_file(&self.split),
             rows,
@@ -283,22 +291,25 @@ impl StoreWriter {
         (whole && embeddings.iter().enumerate().all(in_order)).then_some(first.shard)
     }
 
-    fn values(&mut self, embeddings: Vec<Embedding>) -> Result<Vec<f32>, StoreError> {
-        let dimension = self.manifest.dimension;
-        let mut values = Vec::with_capacity(embeddings.len() * dimension);
+    fn values(&mut self, embeddings: Vec<Embedding>) -> Result<Vec<Vec<f32>>, StoreError> {
+        let dimension = self.layout.dimension;
+        let mut values = vec![Vec::with_capacity(embeddings.len() * dimension); self.layout.views()];
         for embedding in embeddings {
             match embedding {
-                Embedding::New(new) => values.extend_from_slice(&new),
+                Embedding::New(new) => {
+                    let views = values.iter_mut().zip(new.chunks(dimension.max(1)));
+                    views.for_each(|(values, new)| values.extend_from_slice(new));
+                }
                 Embedding::Reused(OldRow { shard, row }) => {
-                    let old = self.old_embeddings(shard)?;
-                    values.extend_from_slice(&old[row * dimension..][..dimension]);
+                    let views = values.iter_mut().zip(self.old_embeddings(shard)?);
+                    views.for_each(|(values, old)| values.extend_from_slice(&old[row * dimension..][..dimension]));
                 }
             }
         }
         Ok(values)
     }
 
-    fn old_embeddings(&mut self, shard: usize) -> Result<&[f32], StoreError> {
+    fn old_embeddings(&mut self, shard: usize) -> Result<&[Vec<f32>], StoreError> {
         // Rows keep their order, so neighbours come from the same two shards.
         const KEPT: usize = 2;
         if let Some(at) = self.read.iter().position(|(read, _)| *read == shard) {
@@ -307,11 +318,15 @@ impl StoreWriter {
         if self.read.len() == KEPT {
             self.read.remove(0);
         }
-        let record = &self.old[shard];
-        let mut values = vec![0.0; record.rows * self.manifest.dimension];
+        let (record, layout) = (&self.old[shard], &self.layout);
         let content = shard::read(&self.dir, record)?;
-        pages::embeddings(&self.dir.join(&record.file), record, &content, self.manifest.dimension, &mut values)?;
-        self.read.push((shard, values));
+        let path = self.dir.join(&record.file);
+        let view = |view: usize| {
+            let mut values = vec![0.0; record.rows * layout.dimension];
+            pages::embeddings(&path, record, &content, layout, Reading::View(view), &mut values).map(|()| values)
+        };
+        let views = (0..layout.views()).map(view).collect::<Result<_, _>>()?;
+        self.read.push((shard, views));
         Ok(&self.read[self.read.len() - 1].1)
     }
 

@@ -154,7 +154,8 @@ impl Trials<'_> {
             Ok(params) => params,
             Err(error) => return Ok(Err(error)),
         };
-        let examples = self.rows.examples(&fold.train, &fold.holdout, &self.store.manifest().classes);
+        let train = self.rows.unfold(&params, &fold.train);
+        let examples = self.rows.examples(&train, &fold.holdout, &self.store.manifest().classes);
         let mut go_on = |_: &_| -> ControlFlow<()> { self.context.flow() };
         let (mut since, mut answered) = (Instant::now(), Ok(()));
         let mut on_head = |fitted: Fitted| {

@@ -1,0 +1,221 @@
+//! How embeddings lie in a shard: a column for each view, in float32 or float16.
+
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Float16Type};
+use serde::{Deserialize, Serialize};
+
+use super::{KeyParts, Manifest};
+
+/// A number of half the length.
+pub(super) type Half = <Float16Type as ArrowPrimitiveType>::Native;
+
+/// The only view of an image, and the first of several.
+pub(super) const IDENTITY: &str = "identity";
+
+/// The numbers that embeddings are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// As they were computed.
+    #[default]
+    Float32,
+    /// Rounded to 11 binary digits, up to 65,504: half the room.
+    Float16,
+}
+
+impl Dtype {
+    /// Largest number that `float16` holds.
+    pub(super) const MOST: f32 = 65_504.0;
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Float16 => "float16",
+        }
+    }
+
+    /// Bytes of a number.
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::Float32 => size_of::<f32>(),
+            Self::Float16 => size_of::<Half>(),
+        }
+    }
+
+    pub(super) fn arrow(self) -> DataType {
+        match self {
+            Self::Float32 => DataType::Float32,
+            Self::Float16 => DataType::Float16,
+        }
+    }
+
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Hands each number of some, which are little-endian, to `act`, with the place that it belongs to.
+    #[inline]
+    pub(super) fn each(self, numbers: &[u8], places: &mut [f32], act: impl Fn(&mut f32, f32)) {
+        match self {
+            Self::Float32 => {
+                let numbers = numbers.as_chunks().0;
+                places.iter_mut().zip(numbers).for_each(|(place, &number)| act(place, f32::from_le_bytes(number)));
+            }
+            Self::Float16 => {
+                let numbers = numbers.as_chunks().0;
+                places.iter_mut().zip(numbers).for_each(|(place, &number)| act(place, widened(u16::from_le_bytes(number))));
+            }
+        }
+    }
+
+    /// Whether all of some numbers are finite.
+    pub(super) fn is_finite(self, numbers: &[u8]) -> bool {
+        match self {
+            Self::Float32 => {
+                let numbers = numbers.as_chunks().0;
+                numbers.iter().fold(true, |finite, &number| finite & f32::from_le_bytes(number).is_finite())
+            }
+            Self::Float16 => {
+                let numbers = numbers.as_chunks().0;
+                numbers.iter().fold(true, |finite, &number| finite & (u16::from_le_bytes(number) & INFINITE < INFINITE))
+            }
+        }
+    }
+}
+
+/// Exponent of what is not finite in float16.
+const INFINITE: u16 = 0x7c00;
+
+/// A float16 as float32: exact, and without a branch, so that a loop over many is vectorized.
+#[inline]
+fn widened(half: u16) -> f32 {
+    // Its digits under an exponent that is 112 too small.
+    let shifted = u32::from(half & 0x7fff) << 13;
+    let scaled = (f32::from_bits(shifted) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let magnitude = if half & INFINITE == INFINITE { shifted | 0x7f80_0000 } else { scaled };
+    f32::from_bits(magnitude | u32::from(half & 0x8000) << 16)
+}
+
+/// How the embeddings of a store lie in its shards.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    /// Values D of an embedding.
+    pub(super) dimension: usize,
+    /// One for each view.
+    pub(super) columns: Vec<String>,
+    pub(super) dtype: Dtype,
+}
+
+impl Layout {
+    pub(super) fn new(key: &KeyParts, dimension: usize) -> Self {
+        Self { dimension, columns: key.views.iter().map(|view| column(view)).collect(), dtype: key.dtype }
+    }
+
+    pub(super) fn of(manifest: &Manifest) -> Self {
+        Self::new(&manifest.key_parts, manifest.dimension)
+    }
+
+    pub(super) fn views(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Values of all views of an image.
+    pub(super) fn values(&self) -> usize {
+        self.dimension * self.views()
+    }
+}
+
+/// The column of a view: `embedding`, `embedding_hflip`, `embedding_top_left`, ….
+fn column(view: &str) -> String {
+    if view == IDENTITY { "embedding".into() } else { format!("embedding_{}", view.replace('-', "_")) }
+}
+
+/// What is asked of the views of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Their mean.
+    Mean,
+    /// One of them, by its number.
+    View(usize),
+}
+
+impl Reading {
+    /// Gathers what is asked for in `out`, which `read` fills from one view: it sets the values, or adds to them. The views are
+    /// added in their order, so that the bits of the mean are always the same.
+    pub(super) fn gather<E>(
+        self,
+        views: usize,
+        out: &mut [f32],
+        mut read: impl FnMut(usize, Put, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self {
+            Self::View(view) => read(view, Put::Set, out),
+            Self::Mean => {
+                read(0, Put::Set, out)?;
+                for view in 1..views {
+                    read(view, Put::Add, out)?;
+                }
+                if views > 1 {
+                    let share = 1.0 / views as f32;
+                    out.iter_mut().for_each(|value| *value *= share);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What is done with values that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    Set,
+    Add,
+}
+
+impl Put {
+    /// Does it with numbers of a type.
+    pub(super) fn run(self, dtype: Dtype, numbers: &[u8], places: &mut [f32]) {
+        match self {
+            Self::Set => dtype.each(numbers, places, |place, value| *place = value),
+            Self::Add => dtype.each(numbers, places, |place, value| *place += value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_widened_to_the_same_number() {
+        for bits in 0..=u16::MAX {
+            let (found, expected) = (widened(bits), Half::from_bits(bits).to_f32());
+            let same = if expected.is_nan() { found.is_nan() } else { found.to_bits() == expected.to_bits() };
+            assert!(same, "{bits:#06x}: {found} {expected}");
+            assert_eq!(Dtype::Float16.is_finite(&bits.to_le_bytes()), expected.is_finite());
+        }
+    }
+
+    #[test]
+    fn the_mean_is_taken_in_the_order_of_the_views() {
+        let views = [[1e8_f32, 3.0], [1.0, 5.0], [-1e8, 1.0]];
+        let mut out = [0.0; 2];
+        let read = |view: usize, put: Put, out: &mut [f32]| -> Result<(), ()> {
+            let numbers: Vec<u8> = views[view].iter().flat_map(|value| value.to_le_bytes()).collect();
+            put.run(Dtype::Float32, &numbers, out);
+            Ok(())
+        };
+        Reading::Mean.gather(3, &mut out, read).unwrap();
+        assert_eq!(out, [0.0, 3.0]);
+        Reading::View(1).gather(3, &mut out, read).unwrap();
+        assert_eq!(out, [1.0, 5.0]);
+    }
+
+    #[test]
+    fn a_view_has_a_column_that_sql_can_name() {
+        assert_eq!(
+            [IDENTITY, "hflip", "top-left-hflip"].map(column),
+            ["embedding", "embedding_hflip", "embedding_top_left_hflip"]
+        );
+    }
+}
