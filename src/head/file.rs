@@ -5,7 +5,7 @@
 //! bias    F32 [K]
 //! mean    F32 [D]   only where features are standardized
 //! std     F32 [D]   as mean
-//! metadata  tlpipe.head = {"version": 1, "classes": ["cat", …], "store_key": "…"}
+//! metadata  tlpipe.head = {"version": 1, "classes": ["cat", …], "store_key": "…", "transform": "sqrt"}
 //! ```
 //!
 //! One metadata entry, because `safetensors` writes several in no particular order and the same head must give the same bytes.
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Head, HeadError, Standardization, Weights};
 use crate::run::RunDir;
+use crate::store::Transform;
 
 /// Version of the file; another version is refused.
 const VERSION: u32 = 1;
@@ -32,6 +33,8 @@ struct Metadata {
     version: u32,
     classes: Vec<String>,
     store_key: String,
+    #[serde(default, skip_serializing_if = "Transform::is_none")]
+    transform: Transform,
 }
 
 impl Head {
@@ -72,7 +75,8 @@ impl Head {
             TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (*name, view)).map_err(|error| text(&error))
         });
         let views: Vec<_> = views.collect::<Result<_, _>>()?;
-        let metadata = Metadata { version: VERSION, classes: self.classes().to_vec(), store_key: self.store_key().to_owned() };
+        let (classes, store_key) = (self.classes().to_vec(), self.store_key().to_owned());
+        let metadata = Metadata { version: VERSION, classes, store_key, transform: self.transform() };
         let metadata = serde_json::to_string(&metadata).map_err(|error| text(&error))?;
         serialize(views, Some(HashMap::from([(ENTRY.to_owned(), metadata)]))).map_err(|error| text(&error))
     }
@@ -104,7 +108,7 @@ impl Head {
             None
         };
         let head = Self::new(weights, standardization, metadata.classes).map_err(|error| error.to_string())?;
-        Ok(head.with_store_key(metadata.store_key))
+        Ok(head.with_store(metadata.store_key, metadata.transform))
     }
 }
 
@@ -137,7 +141,9 @@ mod tests {
         let weights = Weights { kernel: array![[1.0, -2.0], [0.5, 1e-30], [3.0, 4.0]], bias: array![0.25, -0.75] };
         let standardization = Standardization { mean: vec![1.0, 2.0, 3.0], std: vec![0.5, 1.0, 2.0] };
         let classes = vec!["chat \"noir\"".to_owned(), "犬".to_owned()];
-        Head::new(weights, standardized.then_some(standardization), classes).unwrap().with_store_key("a key")
+        Head::new(weights, standardized.then_some(standardization), classes)
+            .unwrap()
+            .with_store("a key", if standardized { Transform::Sqrt } else { Transform::None })
     }
 
     #[test]

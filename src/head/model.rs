@@ -6,6 +6,7 @@ use super::dense::{BLOCK_ROWS, Dense};
 use super::features::Features;
 use super::{HeadError, Standardization, Weights};
 use crate::evaluate::{argmax, softmax};
+use crate::store::Transform;
 
 /// A fitted softmax head: `logits = standardized(x) · kernel + bias`. Its parts fit each other and are finite.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,7 @@ pub struct Head {
     standardization: Option<Standardization>,
     classes: Vec<String>,
     store_key: String,
+    transform: Transform,
 }
 
 impl Head {
@@ -44,14 +46,21 @@ impl Head {
         if !weights.kernel.iter().chain(&weights.bias).all(is_fine) || !standardization_is_fine {
             return Err(HeadError::Unusable);
         }
-        Ok(Self { weights, standardization, classes, store_key: String::new() })
+        Ok(Self { weights, standardization, classes, store_key: String::new(), transform: Transform::None })
     }
 
-    /// Says which feature store the head was fitted on.
+    /// Says which feature store the head was fitted on, and what was done to its values as they were read. The head does not do it:
+    /// the features that it is given have been read so.
     #[must_use]
-    pub fn with_store_key(mut self, key: impl Into<String>) -> Self {
+    pub fn with_store(mut self, key: impl Into<String>, transform: Transform) -> Self {
         self.store_key = key.into();
+        self.transform = transform;
         self
+    }
+
+    /// What is done to each value of a view's features before views are averaged and the head sees them.
+    pub fn transform(&self) -> Transform {
+        self.transform
     }
 
     /// Kernel `[D, K]`, for standardized features where there is a standardization.

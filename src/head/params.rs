@@ -4,6 +4,7 @@ use linfa::ParamGuard;
 use serde::{Deserialize, Serialize};
 
 use super::{ClassWeights, HeadError, Neighbours, Rule, Schedule};
+use crate::store::Transform;
 
 /// How the weights are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +160,9 @@ pub struct HeadParams {
     pub knn_k: Option<usize>,
     /// Temperature of their votes, above 0: one of cosine similarity `s` counts `exp(s / knn_temperature)`. Left open, 0.07.
     pub knn_temperature: Option<f64>,
+    /// What is done to each value of the features as they are read: `none`, or `sqrt`, the square root of its magnitude with its
+    /// sign, which suits pooled activations.
+    pub transform: Transform,
     /// What the fit takes of images that were seen in several views: `average`, or `augment`.
     pub views: ViewUse,
 }
@@ -195,6 +199,7 @@ impl Default for HeadParams {
             memory: None,
             knn_k: None,
             knn_temperature: None,
+            transform: Transform::None,
             views: ViewUse::Average,
         }
     }

@@ -47,7 +47,7 @@ impl Fit {
             return Ok(loaded);
         }
         let params = &pipeline.settings.head;
-        let store = Store::open(&pipeline.features)?;
+        let store = Store::open(&pipeline.features)?.with_transform(params.transform);
         let wanted = Wanted::of(params);
         in_memory(&store, params, wanted, what, "")?;
         Loaded::new(store, params, wanted)

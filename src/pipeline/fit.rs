@@ -59,7 +59,7 @@ impl Loaded {
 pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epoch: OnEpoch<'_>) -> Result<Fit, PipelineError> {
     let params = &pipeline.settings.head;
     let checked = params.clone().check()?;
-    let store = Store::open(&pipeline.features)?;
+    let store = Store::open(&pipeline.features)?.with_transform(params.transform);
     let run = RunDir::new(&pipeline.run);
     let settings = serde_json::to_value(params).unwrap_or_default();
     let fit_key = fit_key(&store, &settings);
@@ -160,7 +160,7 @@ impl Stage<'_> {
         }
         let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
         fitted.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
-        let head = fitted.head.with_store_key(&manifest.key);
+        let head = fitted.head.with_store(&manifest.key, store.transform());
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, classes)?;
         let train = scoring.head(&head, "train", &rows.fitting, &division.train)?;

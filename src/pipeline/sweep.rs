@@ -41,7 +41,7 @@ const TASK: &str = "sweep";
 pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<Fit, PipelineError> {
     let base = &pipeline.settings.head;
     let candidates = plan.candidates(base)?;
-    let store = Store::open(&pipeline.features)?;
+    let store = Store::open(&pipeline.features)?.with_transform(base.transform);
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
@@ -225,7 +225,7 @@ impl Sweep<'_> {
         let Refit { params, fitted, seconds } = refit;
         let Loaded { store, rows, division } = loaded;
         let (manifest, base) = (store.manifest(), &pipeline.settings.head);
-        let head = fitted.head.clone().with_store_key(&manifest.key);
+        let head = fitted.head.clone().with_store(&manifest.key, store.transform());
         let holdout: Vec<usize> = held.folds.iter().flat_map(|fold| fold.holdout.iter().copied()).collect();
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, &manifest.classes)?;

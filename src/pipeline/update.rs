@@ -50,7 +50,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
             return Err(refused(format!("{} is missing; {remedy}", run.file(name).display())));
         }
     }
-    let store = Store::open(&pipeline.features)?;
+    let store = Store::open(&pipeline.features)?.with_transform(params.transform);
     warn_of_missing(&store, pipeline, context);
     let (mut statistics, origin) = Statistics::load(&run.file(Statistics::FILE))?;
     let manifest = store.manifest();
@@ -108,7 +108,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     } else {
         head::ridge_head(&statistics, classes, origin.l2, ScaleBy::HeldOut(held.embeddings.view(), &held.labels))?
     };
-    let head = head.with_store_key(&manifest.key);
+    let head = head.with_store(&manifest.key, store.transform());
     let fit_seconds = started.elapsed().as_secs_f64();
     (context.observe)(Event::Noted(format!(
         "fit-head  updated: {} images came, {} went, {} have another label · {} train, {} hold-out",

@@ -96,7 +96,26 @@ fn widened(half: u16) -> f32 {
     f32::from_bits(magnitude | u32::from(half & 0x8000) << 16)
 }
 
-/// How the embeddings of a store lie in its shards.
+/// What is done to each value of an embedding as it is read, before views are averaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transform {
+    /// Nothing.
+    #[default]
+    None,
+    /// The square root of its magnitude, with its sign: it evens out the long tails that pooled activations have (Arandjelović &
+    /// Zisserman, 2012).
+    Sqrt,
+}
+
+impl Transform {
+    /// Whether nothing is done.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+/// How the embeddings of a store lie in its shards, and how they are read.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     /// Values D of an embedding.
@@ -104,11 +123,17 @@ pub(super) struct Layout {
     /// One for each view.
     pub(super) columns: Vec<String>,
     pub(super) dtype: Dtype,
+    pub(super) transform: Transform,
 }
 
 impl Layout {
     pub(super) fn new(key: &KeyParts, dimension: usize) -> Self {
-        Self { dimension, columns: key.views.iter().map(|view| column(view)).collect(), dtype: key.dtype }
+        Self {
+            dimension,
+            columns: key.views.iter().map(|view| column(view)).collect(),
+            dtype: key.dtype,
+            transform: Transform::None,
+        }
     }
 
     pub(super) fn of(manifest: &Manifest) -> Self {
@@ -174,10 +199,13 @@ pub(super) enum Put {
 
 impl Put {
     /// Does it with numbers of a type.
-    pub(super) fn run(self, dtype: Dtype, numbers: &[u8], places: &mut [f32]) {
-        match self {
-            Self::Set => dtype.each(numbers, places, |place, value| *place = value),
-            Self::Add => dtype.each(numbers, places, |place, value| *place += value),
+    pub(super) fn run(self, dtype: Dtype, transform: Transform, numbers: &[u8], places: &mut [f32]) {
+        let root = |value: f32| value.abs().sqrt().copysign(value);
+        match (self, transform) {
+            (Self::Set, Transform::None) => dtype.each(numbers, places, |place, value| *place = value),
+            (Self::Add, Transform::None) => dtype.each(numbers, places, |place, value| *place += value),
+            (Self::Set, Transform::Sqrt) => dtype.each(numbers, places, |place, value| *place = root(value)),
+            (Self::Add, Transform::Sqrt) => dtype.each(numbers, places, |place, value| *place += root(value)),
         }
     }
 }
@@ -202,13 +230,22 @@ mod tests {
         let mut out = [0.0; 2];
         let read = |view: usize, put: Put, out: &mut [f32]| -> Result<(), ()> {
             let numbers: Vec<u8> = views[view].iter().flat_map(|value| value.to_le_bytes()).collect();
-            put.run(Dtype::Float32, &numbers, out);
+            put.run(Dtype::Float32, Transform::None, &numbers, out);
             Ok(())
         };
         Reading::Mean.gather(3, &mut out, read).unwrap();
         assert_eq!(out, [0.0, 3.0]);
         Reading::View(1).gather(3, &mut out, read).unwrap();
         assert_eq!(out, [1.0, 5.0]);
+        // Roots are taken of each view, then averaged.
+        let views = [[4.0_f32, -9.0], [16.0, 25.0]];
+        let read = |view: usize, put: Put, out: &mut [f32]| -> Result<(), ()> {
+            let numbers: Vec<u8> = views[view].iter().flat_map(|value| value.to_le_bytes()).collect();
+            put.run(Dtype::Float32, Transform::Sqrt, &numbers, out);
+            Ok(())
+        };
+        Reading::Mean.gather(2, &mut out, read).unwrap();
+        assert_eq!(out, [3.0, 1.0]);
     }
 
     #[test]

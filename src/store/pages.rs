@@ -92,7 +92,7 @@ pub(super) fn embeddings(
             let Some((place, after)) = rest.split_at_mut_checked(page.len() / layout.dtype.size()) else {
                 return Err(StoreError::damaged(path, format!("more than the {} recorded rows", record.rows)));
             };
-            put.run(layout.dtype, &page, place);
+            put.run(layout.dtype, layout.transform, &page, place);
             rest = after;
         }
         Ok(())

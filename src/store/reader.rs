@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::layout::{Layout, Reading};
+use super::layout::{Layout, Reading, Transform};
 use super::{Manifest, Quarantined, Row, ShardRecord, StoreError, pages, quarantine, shard, slices};
 
 /// A finished feature store.
@@ -18,6 +18,7 @@ pub struct Store {
     folders: Vec<PathBuf>,
     missing: Vec<usize>,
     slices: usize,
+    transform: Transform,
 }
 
 /// Rows of one or more splits, in the order of the source.
@@ -52,10 +53,18 @@ impl Store {
                     folders: union.folders.iter().map(|folder| dir.join(folder)).collect(),
                     missing: union.missing,
                     slices: union.of,
+                    transform: Transform::None,
                 },
                 None => return Err(StoreError::Missing(dir.into())),
             },
-            manifest => Self { dir: dir.into(), manifest: manifest?, folders: vec![dir.into()], missing: Vec::new(), slices: 0 },
+            manifest => Self {
+                dir: dir.into(),
+                manifest: manifest?,
+                folders: vec![dir.into()],
+                missing: Vec::new(),
+                slices: 0,
+                transform: Transform::None,
+            },
         };
         let manifest = &store.manifest;
         if !manifest.complete {
@@ -72,6 +81,21 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// Transforms every value that is read from now on.
+    #[must_use]
+    pub fn with_transform(self, transform: Transform) -> Self {
+        Self { transform, ..self }
+    }
+
+    /// What is done to every value that is read.
+    pub fn transform(&self) -> Transform {
+        self.transform
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        Layout { transform: self.transform, ..Layout::of(&self.manifest) }
     }
 
     /// Numbers of the slices that are not there or not finished, and how many slices there should be.
@@ -132,7 +156,7 @@ impl Store {
     /// Every reading of all rows, one after the other.
     fn gather(&self, splits: &[&str], readings: &[Reading]) -> Result<SplitFeatures, StoreError> {
         let shards = self.shards(splits)?;
-        let layout = Layout::of(&self.manifest);
+        let layout = self.layout();
         let dimension = layout.dimension;
         let rows: usize = shards.iter().map(|shard| shard.rows).sum();
         let mut values = vec![0.0_f32; readings.len() * rows * dimension];
@@ -218,7 +242,7 @@ impl Store {
     }
 
     fn read(&self, places: &[Place], reading: Reading) -> Result<Array2<f32>, StoreError> {
-        let layout = Layout::of(&self.manifest);
+        let layout = self.layout();
         let dimension = layout.dimension;
         let mut shards: Vec<usize> = places.iter().map(|place| place.shard).collect();
         shards.sort_unstable();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use super::layout::{Dtype, Layout, Put, Reading};
+use super::layout::{Dtype, Layout, Put, Reading, Transform};
 use super::{ShardRecord, Store, StoreError, pages, shard};
 
 /// Rows of one or more splits, in the order of the source, whose embeddings stay on disk.
@@ -59,7 +59,7 @@ impl Store {
     /// When a split is not there, or a shard is damaged.
     pub fn stream(&self, splits: &[&str]) -> Result<StreamedFeatures, StoreError> {
         let records = self.shards(splits)?;
-        let layout = Layout::of(self.manifest());
+        let layout = self.layout();
         let looked = records.par_iter().map(|record| self.look(record, &layout)).collect::<Result<Vec<_>, _>>()?;
         let mut features = StreamedFeatures {
             ids: Vec::new(),
@@ -178,7 +178,8 @@ impl StreamedFeatures {
                 };
                 let first = (row - shard.start) * self.dimension();
                 let read = reading.gather(self.layout.views(), place, |view, put, place| {
-                    let wanted = Wanted { view, dtype: self.layout.dtype, first, put };
+                    let Layout { dtype, transform, .. } = self.layout;
+                    let wanted = Wanted { view, dtype, transform, first, put };
                     shard.read(file, wanted, place, &mut scratch)
                 });
                 read.map_err(StoreError::io(&shard.path))?;
@@ -193,6 +194,7 @@ impl StreamedFeatures {
 struct Wanted {
     view: usize,
     dtype: Dtype,
+    transform: Transform,
     /// Number of the first value.
     first: usize,
     put: Put,
@@ -201,20 +203,20 @@ struct Wanted {
 impl Shard {
     /// Reads values of a view from number `first` on.
     fn read(&self, file: &mut File, wanted: Wanted, mut out: &mut [f32], scratch: &mut Vec<u8>) -> std::io::Result<()> {
-        let Wanted { view, dtype, mut first, put } = wanted;
+        let Wanted { view, dtype, transform, mut first, put } = wanted;
         let pages = self.pages.get(view).map_or(&[][..], Vec::as_slice);
         let mut page = pages.partition_point(|page| page.start <= first).saturating_sub(1);
         while let (Some(found), false) = (pages.get(page), out.is_empty()) {
             let end = pages.get(page + 1).map_or(usize::MAX, |next| next.start);
             let (place, after) = out.split_at_mut(out.len().min(end - first));
             file.seek(SeekFrom::Start(found.offset + ((first - found.start) * dtype.size()) as u64))?;
-            if (dtype, put) == (Dtype::Float32, Put::Set) {
+            if (dtype, put, transform) == (Dtype::Float32, Put::Set, Transform::None) {
                 file.read_exact(bytes_of(place))?;
                 place.iter_mut().for_each(|value| *value = f32::from_bits(u32::from_le(value.to_bits())));
             } else {
                 scratch.resize(place.len() * dtype.size(), 0);
                 file.read_exact(scratch)?;
-                put.run(dtype, scratch, place);
+                put.run(dtype, transform, scratch, place);
             }
             first += place.len();
             (page, out) = (page + 1, after);

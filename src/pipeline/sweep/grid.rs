@@ -105,6 +105,11 @@ impl Plan {
                 key.replace('_', "-")
             )));
         }
+        if axes.iter().any(|axis| axis.key == "transform") {
+            return Err(wrong(
+                "transform is how the features are read, once for all heads: sweep with each of its values".into(),
+            ));
+        }
         if let Some(axis) = axes.iter().enumerate().find(|(at, axis)| axes[..*at].iter().any(|other| other.key == axis.key)) {
             return Err(wrong(format!("{} is given twice; list all its values in one --grid", axis.1.key)));
         }
