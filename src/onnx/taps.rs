@@ -14,7 +14,7 @@
 //!   group for another layer is the tap. A Sigmoid that only multiplies something else is a gate and none.
 //! * Of tokens, three axes, the outputs of *blocks* are taps: sums of a tensor and what was made of it with an activation on
 //!   the way. Where no block has one, all such sums are. The average is over all tokens, a class token among them.
-//! * Where no activation has a spatial size, the last map of that size, before it shrinks, is a tap.
+//! * Where no activation has a spatial size, the last map of that size, before it shrinks, is a tap. (Not in a network of tokens.)
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -105,7 +105,9 @@ impl<'f, 'm> Scan<'f, 'm> {
         let sizes: HashSet<&[usize]> =
             maps.iter().filter(|(tensor, _)| chosen.contains(tensor)).map(|(_, tap)| tap.positions.as_slice()).collect();
         let mut ends: BTreeMap<&[usize], &str> = BTreeMap::new();
-        for (tensor, tap) in maps.iter().filter(|(_, tap)| rank(tap) == 4 && !sizes.contains(tap.positions.as_slice())) {
+        // The map that patches of the image make is no stage of a network of tokens.
+        let is_end = |tap: &Tap| blocks.is_empty() && rank(tap) == 4 && !sizes.contains(tap.positions.as_slice());
+        for (tensor, tap) in maps.iter().filter(|(_, tap)| is_end(tap)) {
             ends.insert(&tap.positions, tensor);
         }
         chosen.extend(ends.into_values());
@@ -296,3 +298,6 @@ fn choose(taps: &mut [Tap], cut: usize) {
         left = left.saturating_sub(tap.channels);
     }
 }
+
+#[cfg(test)]
+mod tests;
