@@ -154,7 +154,9 @@ fn taps(inspection: &Inspection) -> Vec<String> {
     let positions = |tap: &Tap| tap.positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
     let rows = taps.iter().map(|tap| {
         let star = if tap.multi { "*" } else { "" };
-        vec![format!("    {}", tap.tensor), star.into(), tap.channels.to_string(), positions(tap), tap.produced_by.clone()]
+        // Many converters call a tensor as they call its node.
+        let made_by = tap.produced_by.trim_end_matches(&format!(" \"{}\"", tap.tensor)).to_owned();
+        vec![format!("    {}", tap.tensor), star.into(), tap.channels.to_string(), positions(tap), made_by]
     });
     let table = say::table(&["  taps, early to late", "", "channels", "positions", "made by"], rows);
     [some, all].into_iter().map(|line| format!("  --layers       {line}")).chain(table.lines().map(str::to_owned)).collect()

@@ -2,6 +2,8 @@
 
 mod backbone;
 mod bench;
+#[cfg(test)]
+mod depths;
 mod drift;
 mod engine;
 mod network;

@@ -19,7 +19,7 @@ pub(super) struct Builder {
     ir_version: i64,
     /// The latest tensor.
     pub(super) last: String,
-    channels: i64,
+    pub(super) channels: i64,
     kind: DataType,
     outputs: Vec<String>,
     seed: u64,

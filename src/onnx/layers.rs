@@ -23,7 +23,8 @@ pub enum Layers {
     /// The tensor before the classifier.
     #[default]
     Pooled,
-    /// Taps of every depth, as many as keep the row at about 8,000 values; see [`Tap::multi`].
+    /// Taps of many depths, as many as keep the row at 8,192 values: of the stages between the largest and the smallest maps in
+    /// turn, then of the smallest.
     Multi,
     /// Every tap.
     MultiAll,

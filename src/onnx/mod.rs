@@ -35,6 +35,8 @@ mod input;
 mod inspect;
 mod layers;
 mod model;
+#[cfg(test)]
+pub(crate) mod networks;
 mod open;
 mod rules;
 mod shapes;

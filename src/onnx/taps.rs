@@ -14,7 +14,7 @@
 //!   group for another layer is the tap. A Sigmoid that only multiplies something else is a gate and none.
 //! * Of tokens, three axes, the outputs of *blocks* are taps: sums of a tensor and what was made of it with an activation on
 //!   the way. Where no block has one, all such sums are. The average is over all tokens, a class token among them.
-//! * Where no activation has a spatial size, the last map of that size, before it shrinks, is a tap.
+//! * Where no activation has a spatial size, the last map of that size, before it shrinks, is a tap. (Not in a network of tokens.)
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -105,7 +105,9 @@ impl<'f, 'm> Scan<'f, 'm> {
         let sizes: HashSet<&[usize]> =
             maps.iter().filter(|(tensor, _)| chosen.contains(tensor)).map(|(_, tap)| tap.positions.as_slice()).collect();
         let mut ends: BTreeMap<&[usize], &str> = BTreeMap::new();
-        for (tensor, tap) in maps.iter().filter(|(_, tap)| rank(tap) == 4 && !sizes.contains(tap.positions.as_slice())) {
+        // The map that patches of the image make is no stage of a network of tokens.
+        let is_end = |tap: &Tap| blocks.is_empty() && rank(tap) == 4 && !sizes.contains(tap.positions.as_slice());
+        for (tensor, tap) in maps.iter().filter(|(_, tap)| is_end(tap)) {
             ends.insert(&tap.positions, tensor);
         }
         chosen.extend(ends.into_values());
@@ -288,11 +290,33 @@ fn is_curve(op: &str) -> bool {
 }
 
 /// Marks what `layers = "multi"` reads beside a cut of so many values.
+///
+/// A stage is all taps of one spatial size. Of the stages between the first and the last, in turn from late to early, the
+/// deepest tap that is left is taken, then those of the last stage, as long as the row keeps to 8,192 values (half of that are
+/// for taps however wide the cut is). The first stage has the largest maps, which cost the most and were measured to add
+/// nothing; the last one is what the cut averages. A network of one stage, as of tokens, gives its deepest taps.
 fn choose(taps: &mut [Tap], cut: usize) {
     const VALUES: usize = 8192;
-    let mut left = VALUES.saturating_sub(cut);
-    for tap in taps.iter_mut().rev() {
-        tap.multi = tap.channels <= left;
-        left = left.saturating_sub(tap.channels);
+    let mut stages: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (place, tap) in taps.iter().enumerate() {
+        stages.entry(tap.positions.iter().product()).or_default().push(place);
+    }
+    // The smallest maps, and so the last stage, come first; the deepest tap of each does too.
+    let mut stages: Vec<Vec<usize>> = stages.into_values().map(|stage| stage.into_iter().rev().collect()).collect();
+    if stages.len() > 1 {
+        stages.pop();
+    }
+    let Some((last, middle)) = stages.split_first() else { return };
+    let rounds = middle.iter().map(Vec::len).max().unwrap_or(0);
+    let in_turn = (0..rounds).flat_map(|round| middle.iter().filter_map(move |stage| stage.get(round)));
+    let mut left = VALUES.saturating_sub(cut).max(VALUES / 2);
+    for &place in in_turn.chain(last) {
+        if taps[place].channels <= left {
+            left -= taps[place].channels;
+            taps[place].multi = true;
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,4 +122,4 @@ fn log(level: LogLevel, _category: &str, _id: &str, location: &str, message: &st
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

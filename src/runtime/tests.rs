@@ -22,7 +22,8 @@ fn find() -> Option<Library> {
     locate(&options, &ignore).inspect_err(|error| println!("skipped: {error}")).ok()
 }
 
-fn runtime() -> Option<Runtime> {
+/// ONNX Runtime, or nothing and a line that says so.
+pub(crate) fn runtime() -> Option<Runtime> {
     Some(Runtime::start(&library()?).unwrap())
 }
 

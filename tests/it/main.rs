@@ -7,6 +7,7 @@ mod cli;
 mod compare;
 mod golden;
 mod incremental;
+mod layers;
 mod providers;
 mod quickstart;
 mod real;
