@@ -17,3 +17,4 @@ mod support;
 mod sweep;
 mod trouble;
 mod update;
+mod views;
