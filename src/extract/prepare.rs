@@ -75,3 +75,65 @@ impl Preparer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::image::{PixelFormat, Resize, Views};
+
+    fn spec(views: &[&str], pixels: PixelFormat, resize: Resize) -> ImageSpec {
+        let views = Views::new(views.iter().map(|view| view.parse().unwrap()).collect()).unwrap();
+        ImageSpec { side: 16, resize, pixels, views }
+    }
+
+    fn png(image: &RgbImage) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ::image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    fn prepared(spec: &ImageSpec, image: &RgbImage) -> Vec<f32> {
+        let mut out = vec![f32::NAN; spec.values_of_views()];
+        assert_eq!(Preparer::new(spec).run(&png(image), &mut out).unwrap(), image.dimensions());
+        out
+    }
+
+    fn drawing(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| [(x * x * 3 + y) as u8, (x * 7 + y * y) as u8, (x * y + 90) as u8].into())
+    }
+
+    #[test]
+    fn the_mirrored_view_is_that_of_the_mirrored_file() {
+        for pixels in [PixelFormat::TENSORFLOW, PixelFormat::IMAGENET] {
+            let spec = spec(&["identity", "hflip"], pixels, Resize::Squash);
+            let image = drawing(16, 16);
+            let mut mirrored = image.clone();
+            mirror(&mut mirrored);
+            let (own, other) = (prepared(&spec, &image), prepared(&spec, &mirrored));
+            let (identity, hflip) = own.split_at(spec.values());
+            assert_ne!(identity, hflip);
+            assert_eq!(other, [hflip, identity].concat());
+        }
+    }
+
+    #[test]
+    fn each_view_is_what_it_is_alone_in_any_order() {
+        let image = drawing(50, 37);
+        let names = ["identity", "bottom-right-hflip", "center", "hflip", "bottom-right"];
+        for resize in [Resize::Squash, Resize::Crop, Resize::Pad] {
+            let spec = |views: &[&str]| spec(views, PixelFormat::IMAGENET, resize);
+            let all = prepared(&spec(&names), &image);
+            let each: Vec<&[f32]> = all.chunks(spec(&names).values()).collect();
+            assert_eq!(each.len(), 5);
+            assert!(all.iter().all(|value| value.is_finite()));
+            for (name, found) in names.into_iter().zip(&each).skip(1) {
+                let alone = prepared(&spec(&["identity", name]), &image);
+                assert_eq!(alone, [each[0], found].concat(), "{resize}, {name}");
+            }
+            let distinct = each.iter().enumerate().all(|(at, view)| each[..at].iter().all(|other| other != view));
+            assert!(distinct, "{resize}");
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::key::tests::parts;
+pub(crate) use super::key::tests::parts;
 use super::{Dtype, Embedding, Extraction, KeyParts, Row, SourceRecord, StageSeconds, StoreWriter, Target};
 
 /// Figures of no extraction.

@@ -29,6 +29,8 @@ mod reader;
 mod shard;
 mod slices;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -18,3 +18,4 @@ mod support;
 mod sweep;
 mod trouble;
 mod update;
+mod views;

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::assets::Search;
 use crate::pipeline::{Context, Override, Pipeline, Settings, baselines, fit_head};
 use crate::run::{Metrics, RunDir};
-use crate::store::fixture;
+use crate::store::{KeyParts, fixture};
 
 /// 9,000 rows of 64 features and 1,000 to test: 2.4 MiB.
 fn store(change: impl Fn(usize, &mut Vec<f32>) + Sync) -> TempDir {
@@ -23,6 +23,14 @@ fn pipeline(dir: &Path, run: &str, set: &[&str]) -> Pipeline {
     let set = folders.iter().map(String::as_str).chain(set.iter().copied());
     let overrides: Vec<_> = set.map(|text| Override::parse(text).unwrap()).collect();
     Pipeline::new(Settings::load(None, &overrides).unwrap(), None).unwrap()
+}
+
+/// 4,000 images of 64 features in two views, 500 to test: 1.1 MiB without the views.
+fn store_of_views() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let key_parts = KeyParts { views: ["identity", "hflip"].map(str::to_owned).into(), ..fixture::parts() };
+    fixture::write_as(key_parts, &dir.path().join("features"), &[("train", 4000), ("test", 500)], 64, 4, |_, _| {});
+    dir
 }
 
 /// Fits, and stops after the epoch `last`.
@@ -121,4 +129,38 @@ fn what_needs_the_features_in_memory_says_how_much() {
     assert!(!dir.path().join("run/metrics.json").exists());
     let error = fit(dir.path(), "run", &["head.batch_size=2048", SMALL], 0).unwrap_err();
     assert!(error.starts_with("head.memory = 1 MiB: expected room for two windows"), "{error}");
+}
+
+#[test]
+fn views_are_rows_to_train_on_and_means_to_score() {
+    let dir = store_of_views();
+    let common = ["head.shuffle=false", "head.epochs=3", "head.learning_rate=0.01", "head.standardize=true"];
+    let fit = |run: &str, set: &[&str]| fit(dir.path(), run, &[&common[..], set].concat(), 0).unwrap();
+    let mean = fit("mean", &["head.memory=100"]);
+    let memory = fit("memory", &["head.views=augment", "head.memory=100"]);
+    let disk = fit("disk", &["head.views=augment", SMALL]);
+    assert_eq!((&disk.train, &disk.validation, &disk.test), (&memory.train, &memory.validation, &memory.test));
+    for file in ["head.safetensors", "predictions.parquet"] {
+        assert!(same(dir.path(), "memory", "disk", file), "{file} differs");
+    }
+    assert!(!same(dir.path(), "memory", "mean", "head.safetensors"), "another head");
+    for metrics in [mean, memory] {
+        let split = &metrics.split;
+        assert_eq!((split.train, split.holdout), (3200, 800), "images are counted, not views");
+        let rows = [metrics.train, metrics.validation, metrics.test].map(|score| score.unwrap().rows);
+        assert_eq!(rows, [3200, 800, 500]);
+    }
+}
+
+#[test]
+fn every_solver_in_memory_takes_views_and_a_store_of_one_view_has_none() {
+    let dir = store_of_views();
+    for solver in ["lbfgs", "linfa", "ridge"] {
+        let solver_set = format!("head.solver={solver}");
+        let metrics = fit(dir.path(), solver, &[&solver_set, "head.views=augment"], 0).unwrap();
+        assert_eq!(metrics.test.unwrap().rows, 500, "{solver}");
+    }
+    let dir = store(|_, _| {});
+    let error = fit(dir.path(), "run", &["head.views=augment"], 0).unwrap_err();
+    assert!(error.contains("head.views") && error.contains("--views identity,hflip"), "{error}");
 }
