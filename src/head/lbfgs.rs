@@ -487,7 +487,7 @@ mod tests {
                 let mut at = |away: f64| {
                     let mut point = point.clone();
                     point[place] += away;
-                    objective.evaluate(&point, &mut vec![0.0; 18])
+                    objective.evaluate(&point, &mut [0.0; 18])
                 };
                 let slope = (at(step) - at(-step)) / (2.0 * step);
                 assert!((slope - gradient[place]).abs() < 1e-4, "{params:?}, {place}: {slope} for {}", gradient[place]);
