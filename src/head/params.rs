@@ -415,13 +415,12 @@ impl HeadParams {
         let steps = self.schedule == Some(Schedule::Step);
         for (name, found, is_valid, expected) in keys {
             let Some(found) = found else { continue };
+            let of_both = ["label_smoothing", "class_weights"].contains(&name);
             let refused = match name {
-                "label_smoothing" | "class_weights" if self.solver == Solver::Lbfgs && is_valid => continue,
-                "label_smoothing" | "class_weights" if !matches!(self.solver, Solver::Adam | Solver::Lbfgs) => {
+                _ if of_both && !matches!(self.solver, Solver::Adam | Solver::Lbfgs) => {
                     "no such key with this head.solver; take it out, or set head.solver to \"adam\" or \"lbfgs\""
                 }
-                "label_smoothing" | "class_weights" if !is_valid => expected,
-                _ if self.solver != Solver::Adam => {
+                _ if !of_both && self.solver != Solver::Adam => {
                     "no such key with this head.solver; take it out, or set head.solver = \"adam\""
                 }
                 _ if !is_valid => expected,
