@@ -16,7 +16,7 @@ const WORK: usize = 400_000;
 const SAMPLES: (usize, usize) = (200, 1000);
 
 /// Classes of like loss.
-const LOSSES: usize = 256;
+const LOSSES: usize = 100;
 
 /// Percentile bootstrap 95 % intervals (Efron 1979).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -226,7 +226,6 @@ mod tests {
         let few = Neighbours { k: 3, temperature: 0.5 };
         let found = few.answers(&examples, &queries, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
         assert_eq!(found[0], by_vote(3, 0.5, &rows));
-        assert_ne!(found[0], expected, "another k is another answer");
         // So cold that the nearest alone decides.
         let cold = Neighbours { k: 9, temperature: 1e-300 };
         let found = cold.answers(&examples, &queries, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();

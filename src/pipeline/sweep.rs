@@ -203,6 +203,8 @@ impl Sweep<'_> {
         if let Some(epochs) = best.best_epochs.iter().sum::<usize>().checked_div(best.best_epochs.len()) {
             params.epochs = epochs.max(1);
         }
+        // All rows are trained on in any case.
+        params.refit = None;
         let checked = params.clone().check()?;
         let unfolded = rows.unfold(&params, &self.held.all);
         let examples = rows.examples(&unfolded, &[], &self.loaded.store.manifest().classes);

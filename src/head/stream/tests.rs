@@ -186,7 +186,10 @@ fn what_cannot_be_is_refused() {
         fit_streamed(&params.check().unwrap(), &streamed, None, &mut go_on).unwrap_err().to_string()
     };
     let error = refused(HeadParams { solver: Solver::Linfa, ..HeadParams::default() }, case.streamed());
-    assert!(error.starts_with("head.solver = linfa: expected adam or lbfgs") && error.contains("raise head.memory"), "{error}");
+    assert!(
+        error.starts_with("head.solver = linfa: expected adam, lbfgs or ridge") && error.contains("raise head.memory"),
+        "{error}"
+    );
     let error = refused(HeadParams { batch_size: 2000, ..HeadParams::default() }, case.streamed());
     assert!(error.starts_with("head.memory = ") && error.contains("lower head.batch_size"), "{error}");
     struct Broken;

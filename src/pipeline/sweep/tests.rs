@@ -90,6 +90,15 @@ fn what_was_fitted_otherwise_is_not_taken_over() {
 }
 
 #[test]
+fn rows_that_judge_a_candidate_are_not_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::write(&dir.path().join("features"), &[("train", 300)], 40, 3, |_, _| {});
+    let of = |run_name: &str, set: &[&str]| run(dir.path(), run_name, set, &plan(&["l2=1e-3"], None), u64::MAX).0.unwrap();
+    let (plain, refit) = (of("plain", &["head.solver=ridge"]), of("refit", &["head.solver=ridge", "head.refit=true"]));
+    assert_eq!(scores(&plain), scores(&refit));
+}
+
+#[test]
 fn a_flag_fixes_its_key() {
     let base = HeadParams { l2: Some(0.25), ..HeadParams::default() };
     let fixed = |keys: &[&str]| Plan { fixed: keys.iter().map(|&key| key.to_owned()).collect(), ..Plan::default() };

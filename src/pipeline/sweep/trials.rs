@@ -16,7 +16,7 @@ use super::grid::{Candidate, groups};
 use super::journal::{Answers, Journal};
 use crate::evaluate;
 use crate::events::Event;
-use crate::head::{self, Fitted, HeadError, ParamGuard as _, Solver, Split};
+use crate::head::{self, Fitted, HeadError, HeadParams, ParamGuard as _, Solver, Split};
 use crate::run::Trial;
 use crate::store::Store;
 
@@ -149,8 +149,9 @@ impl Trials<'_> {
         fold: &Split,
         on_answers: &mut dyn FnMut(Answers),
     ) -> Result<Result<(), HeadError>, PipelineError> {
-        let first = &self.candidates[indices[0]].params;
-        let params = match first.clone().check() {
+        // A head that was fitted again on the rows held out could not be judged by them.
+        let first = HeadParams { refit: None, ..self.candidates[indices[0]].params.clone() };
+        let params = match first.check() {
             Ok(params) => params,
             Err(error) => return Ok(Err(error)),
         };
