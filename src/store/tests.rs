@@ -15,7 +15,7 @@ fn with(views: usize, dtype: Dtype) -> KeyParts {
 
 fn target(dir: &Path, key_parts: KeyParts) -> Target {
     let source = SourceRecord { name: "s".into(), kind: "test".into(), fingerprint: "f".into(), sorted_by_class: false };
-    Target { dir: dir.into(), key_parts, classes: vec!["cat".into(), "dog".into()], dimension: 3, source }
+    Target { dir: dir.into(), key_parts, classes: vec!["cat".into(), "dog".into()], dimension: 3, segments: Vec::new(), source }
 }
 
 fn hash(id: usize) -> blake3::Hash {
