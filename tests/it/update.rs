@@ -77,7 +77,7 @@ fn without_a_hold_out_and_after_a_sweep_the_scale_is_found_again() {
     let fit = ["--features", "f", "--solver", "ridge", "--validation-split", "0", "--l2", "0.1"];
     let run = |name: &str, more: &[&str]| scratch.json(&[&["fit-head", "--run", name], &fit[..], more].concat());
     run("r", &[]);
-    run("s", &["--sweep", "--folds", "3", "--grid", "l2=0.1"]);
+    run("s", &["--sweep", "--folds", "3"]);
     let photos = scratch.path("photos");
     for number in 0..3 {
         picture(2, 40 + number).save(photos.join(format!("owl/new{number}.png"))).unwrap();
