@@ -19,7 +19,7 @@ use super::features::Features;
 use super::fit::{OnEpoch, Problem, Solved, Weights};
 use super::minimize::{End, Limits, Minimum, Objective, minimize};
 use super::part::{Listed, Parts};
-use super::statistics::{Change, Statistics};
+use super::statistics::{Change, Statistics, WIDE};
 use super::step::{Share, Target, Task, gather, shares};
 use super::tally::{Tally, score};
 use super::tiles::{Factor, Tiles};
@@ -32,9 +32,6 @@ const LEAST_ROWS: usize = 4096;
 
 /// Rows that are copied at a time for that.
 const COPIED_ROWS: usize = 4096;
-
-/// Features above which the factor would cost more than it saves; the diagonal serves then.
-const MOST_FEATURES: usize = 8192;
 
 /// Logit of a class that no training row asks for, whose bias has its optimum at minus infinity. The logits of the others sum to
 /// about zero in every row, so this is a probability below 1e-13.
@@ -396,12 +393,17 @@ impl Curvature {
         // With a diagonal of ones the factor does not depend on the scale of the features.
         let scale: Vec<f64> =
             (0..features).map(diagonal).map(|value| if value > f64::MIN_POSITIVE { 1.0 / value.sqrt() } else { 1.0 }).collect();
+        // A little more than rounding, so that features that repeat each other leave it positive.
+        let more = if features > WIDE { 1e-6 } else { 1e-9 };
         let entry = |row: usize, column: usize| {
             let value = scale[row] * scale[column] * self.weight * self.covariance.at(row.max(column), row.min(column));
-            // A little more than rounding, so that features that repeat each other leave it positive.
-            if row == column { value + l2 * scale[row].powi(2) + 1e-9 } else { value }
+            if row == column { value + l2 * scale[row].powi(2) + more } else { value }
         };
-        let factor = (features <= MOST_FEATURES).then(|| Tiles::from_fn(features, entry)).and_then(Tiles::factor);
+        let factor = if features > WIDE {
+            Tiles::from_fn(features, |row, column| entry(row, column) as f32).factor().map(Factored::Single)
+        } else {
+            Tiles::from_fn(features, entry).factor().map(Factored::Double)
+        };
         Preconditioner { curvature: self, scale, factor }
     }
 }
@@ -409,7 +411,27 @@ impl Curvature {
 struct Preconditioner<'c> {
     curvature: &'c Curvature,
     scale: Vec<f64>,
-    factor: Option<Factor<f64>>,
+    /// None where rounding left the matrix not positive: the diagonal serves then.
+    factor: Option<Factored>,
+}
+
+/// A factor, of wide features in f32: half the memory, twice the speed, and no less help.
+enum Factored {
+    Double(Factor<f64>),
+    Single(Factor<f32>),
+}
+
+impl Factored {
+    /// Solves for right sides `[D, K]`, given by their values.
+    fn solve(&self, features: usize, classes: usize, value: impl Fn(usize, usize) -> f64) -> Mat<f64> {
+        match self {
+            Self::Double(factor) => factor.solve(&Mat::from_fn(features, classes, value)),
+            Self::Single(factor) => {
+                let solved = factor.solve(&Mat::from_fn(features, classes, |row, class| value(row, class) as f32));
+                Mat::from_fn(features, classes, |row, class| f64::from(solved[(row, class)]))
+            }
+        }
+    }
 }
 
 impl Preconditioner<'_> {
@@ -422,8 +444,7 @@ impl Preconditioner<'_> {
         }
         match &self.factor {
             Some(factor) => {
-                let right = Mat::from_fn(mean.len(), classes, |row, class| self.scale[row] * kernel[row * classes + class]);
-                let right = factor.solve(&right);
+                let right = factor.solve(mean.len(), classes, |row, class| self.scale[row] * kernel[row * classes + class]);
                 for (row, values) in kernel.chunks_exact_mut(classes).enumerate() {
                     values.iter_mut().enumerate().for_each(|(class, value)| *value = self.scale[row] * right[(row, class)]);
                 }
