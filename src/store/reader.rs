@@ -145,7 +145,7 @@ impl Store {
         self.gather(splits, &std::iter::once(Reading::Mean).chain(views).collect::<Vec<_>>())
     }
 
-    pub(super) fn view(&self, view: usize) -> Result<Reading, StoreError> {
+    fn view(&self, view: usize) -> Result<Reading, StoreError> {
         let present = self.views();
         if view < present.len() {
             return Ok(Reading::View(view));
