@@ -78,7 +78,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run every stage that is out of date, in order.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Stage 1: images -> feature store.
     Extract(extract::ExtractArgs),
     /// Stage 2: cached features -> head; opens neither images nor backbone.

@@ -98,7 +98,7 @@ fn layers_are_named_in_words_names_and_patterns() {
     let model = resnet(13);
     let tensors = |layers: &str| read(&model, layers).unwrap().into_iter().map(|segment| segment.tensor).collect::<Vec<_>>();
     let cut = find_cut(&model, None).unwrap().tensor;
-    assert_eq!(tensors("pooled"), [cut.clone()]);
+    assert_eq!(tensors("pooled"), std::slice::from_ref(&cut));
     // In ascending depth, once each, and the cut's own average not again.
     let relus: Vec<String> = found(&model).into_iter().map(|tap| tap.tensor).collect();
     assert_eq!(tensors("relu_*"), [relus.as_slice(), std::slice::from_ref(&cut)].concat());
