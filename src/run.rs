@@ -8,6 +8,7 @@
 //!   predictions.parquet   one row an image that was scored
 //!   pipeline.toml         the pipeline as resolved
 //!   sweep.csv             one row a candidate, where a sweep chose the settings
+//!   shots.csv, depths.csv  heads on few images, and on one depth of the network each, where they were asked for
 //!   report.html report.json
 //!   statistics.safetensors, statistics.parquet  of ridge: what the head follows from, and the rows it is of
 //!   l2_path.csv, left_out.parquet  of ridge: every strength of L2; each training row's answer by a fit without it

@@ -6,7 +6,7 @@ use super::options::{HeadArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
 use crate::head::Solver;
-use crate::pipeline::{self, Axis, Fit, Pipeline, Plan, Shots, StageOutcome};
+use crate::pipeline::{self, Axis, Depth, Fit, Pipeline, Plan, Shots, StageOutcome};
 use crate::run::{BaselineSplit, EpochRecord, SplitScore};
 
 /// Arguments of `tlpipe fit-head`.
@@ -17,7 +17,8 @@ use crate::run::{BaselineSplit, EpochRecord, SplitScore};
     tlpipe fit-head --features ./features --run ./run --solver ridge\n  \
     tlpipe fit-head pipelines/cifar10.toml --sweep --solver lbfgs\n  \
     tlpipe fit-head pipelines/cifar10.toml --sweep --grid solver=lbfgs,ridge --grid l2=1e-3,1e-2,1e-1 --folds 5\n  \
-    tlpipe fit-head pipelines/cifar10.toml --baselines --shots 1,5,10,50")]
+    tlpipe fit-head pipelines/cifar10.toml --baselines --shots 1,5,10,50\n  \
+    tlpipe fit-head pipelines/cifar10-multi.toml --depths")]
 pub struct FitHeadArgs {
     #[command(flatten)]
     pipeline: PipelineArgs,
@@ -37,7 +38,7 @@ pub struct FitHeadArgs {
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(2..), requires = "sweep")]
     folds: Option<u32>,
     /// Bring the run's ridge head up to date with the feature store, reading only the rows that came, went or were relabelled.
-    #[arg(long, conflicts_with_all = ["sweep", "grid", "draws", "folds", "baselines", "shots"])]
+    #[arg(long, conflicts_with_all = ["sweep", "grid", "draws", "folds", "baselines", "shots", "depths"])]
     update: bool,
     /// Score classifiers that need no fitting beside the head: majority, nearest class mean, nearest neighbours [head.knn_k,
     /// head.knn_temperature].
@@ -46,6 +47,9 @@ pub struct FitHeadArgs {
     /// Also fit the head on so many training images of each class, as in 1,5,10,50.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     shots: Vec<u32>,
+    /// Also fit the head on each depth of the network alone, where the features are of several (--layers).
+    #[arg(long)]
+    depths: bool,
     /// How often each of --shots is drawn.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), requires = "shots")]
     repeats: u32,
@@ -76,8 +80,12 @@ pub fn main(args: &FitHeadArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         result["shots"] = serde_json::to_value(&shots)?;
         shots
     };
+    let depths = if args.depths { pipeline::depths(&pipeline, &shell.context, &mut fit)? } else { Vec::new() };
+    if args.depths {
+        result["depths"] = serde_json::to_value(&depths)?;
+    }
     shell.output.result(&result, || {
-        let extras = [baseline_table(&fit), shot_table(&shots)].into_iter().flatten();
+        let extras = [baseline_table(&fit), shot_table(&shots), depth_table(&depths)].into_iter().flatten();
         sweep_table(&fit).into_iter().chain([summary(&pipeline, &fit)]).chain(extras).collect::<Vec<_>>().join("\n\n")
     })
 }
@@ -130,6 +138,17 @@ fn shot_table(shots: &[Shots]) -> Option<String> {
         vec![say::count(shots.shots), format!("{:.4}", shots.accuracy), interval, shots.repeats.len().to_string()]
     });
     Some(say::table(&["images a class", &format!("{split} accuracy"), "95 %", "repeats"], rows))
+}
+
+fn depth_table(depths: &[Depth]) -> Option<String> {
+    let shown = |accuracy: Option<f64>| accuracy.map_or_else(|| "-".to_owned(), |accuracy| format!("{accuracy:.4}"));
+    let rows = depths.iter().map(|depth| {
+        let Depth { tensor, width, used, validation_accuracy, test_accuracy, .. } = depth;
+        let used = format!("{} of {}", say::count(*used), say::count(*width));
+        vec![tensor.clone(), used, shown(*validation_accuracy), shown(*test_accuracy)]
+    });
+    (!depths.is_empty())
+        .then(|| say::table(&["a head on this depth alone", "features used by the run's", "hold-out", "test"], rows))
 }
 
 /// Fits with a line an epoch; unless `always`, only when something has changed.

@@ -42,7 +42,7 @@ struct Repeat {
 
 impl Fit {
     /// What the head was fitted on; read, where the fit did not leave it.
-    fn take_loaded(&mut self, pipeline: &Pipeline, what: &str) -> Result<Loaded, PipelineError> {
+    pub(super) fn take_loaded(&mut self, pipeline: &Pipeline, what: &str) -> Result<Loaded, PipelineError> {
         if let Some(loaded) = self.loaded.take() {
             return Ok(loaded);
         }

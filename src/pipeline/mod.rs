@@ -1,6 +1,7 @@
 //! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
 
 mod compare;
+mod depths;
 mod extract;
 mod extras;
 mod fit;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use compare::{ComparedRun, Comparison, Pair, compare};
+pub use depths::{Depth, depths};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};

@@ -12,6 +12,8 @@ use crate::store::{Manifest, Place, Row, Store};
 pub(super) const PREDICTIONS: &str = "predictions.parquet";
 /// Heads on few images.
 pub(super) const SHOTS: &str = "shots.csv";
+/// Heads on one depth each.
+pub(super) const DEPTHS: &str = "depths.csv";
 /// Candidates of a sweep.
 const SWEEP: &str = "sweep.csv";
 /// Every strength of L2 that ridge tried.
@@ -78,7 +80,7 @@ impl Outcome<'_> {
     /// Writes the run; `metrics.json` goes first and comes back last, so that a run that has one is whole. What an earlier fit left
     /// and this one does not goes too.
     pub(super) fn write(self, run: &RunDir, pipeline: &Pipeline) -> Result<(), PipelineError> {
-        for name in ["metrics.json", SHOTS, SWEEP, L2_PATH, LEFT_OUT, Statistics::FILE, TrainedRows::FILE] {
+        for name in ["metrics.json", SHOTS, DEPTHS, SWEEP, L2_PATH, LEFT_OUT, Statistics::FILE, TrainedRows::FILE] {
             run.remove(name)?;
         }
         self.head.save(&run.file("head.safetensors"))?;
