@@ -35,21 +35,23 @@ fn check(name: &str, model: &Model, side: usize, channels_last: &[usize]) {
     let width = rows.len() / 3;
     let last = all.last().unwrap();
     assert_eq!(width, last.offset + last.width, "{name}");
-    // The last segment is, to the bit, what the cut alone gives.
+    // The last segment is what the cut alone gives, up to the rounding of what ONNX Runtime fuses otherwise.
     let pooled = run(&crate::onnx::cut(model, &place).unwrap());
     for (index, segment) in all.iter().enumerate() {
         let maps = run(&with_output(model, &segment.tensor));
         for image in 0..3 {
             let found = &rows[image * width..][segment.offset..segment.offset + segment.width];
+            let close = |expected: &[f32], share: f32| {
+                let scale = expected.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
+                for (a, b) in found.iter().zip(expected) {
+                    assert!((a - b).abs() <= share * scale, "{name}: {} {a} {b}", segment.tensor);
+                }
+            };
             if segment == last {
-                assert_eq!(found, &pooled[image * segment.width..][..segment.width], "{name}");
+                close(&pooled[image * segment.width..][..segment.width], 1e-6);
             }
             let map = &maps[image * maps.len() / 3..(image + 1) * maps.len() / 3];
-            let expected = average(map, segment.width, channels_last.contains(&index));
-            let scale = expected.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
-            for (a, b) in found.iter().zip(&expected) {
-                assert!((a - b).abs() <= 1e-5 * scale, "{name}: {} {a} {b}", segment.tensor);
-            }
+            close(&average(map, segment.width, channels_last.contains(&index)), 1e-5);
         }
     }
 }
