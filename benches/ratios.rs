@@ -129,7 +129,7 @@ fn store(dir: &Path) -> (Array2<f32>, Vec<Option<i32>>) {
 fn adam((x, labels): &(Array2<f32>, Vec<Option<i32>>)) {
     let classes: Vec<String> = (0..CLASSES).map(|class| class.to_string()).collect();
     let train: Vec<usize> = (0..ROWS).collect();
-    let examples = Examples { x: x.view(), labels, train: &train, holdout: &[], classes: &classes };
+    let examples = Examples { x: x.view(), labels, train: &train, holdout: &[], refit: &[], classes: &classes };
     for batch_size in [32, 256] {
         let params = HeadParams { epochs: 1, batch_size, ..HeadParams::default() }.check().unwrap();
         let ours = || drop(black_box(fit(&params, &examples, &mut |_| ControlFlow::Continue(())).unwrap()));

@@ -30,7 +30,8 @@ fn main() {
     black_box(part.t().dot(&part));
     let plain = start.elapsed().as_secs_f64() * rows as f64 / part.nrows() as f64;
 
-    let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, classes: &classes };
+    let examples =
+        Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, refit: &holdout, classes: &classes };
     let params = HeadParams { solver: Solver::Ridge, refit: Some(true), ..HeadParams::default() }.check().unwrap();
     let start = Instant::now();
     let fitted = fit(&params, &examples, &mut |_| ControlFlow::Continue(())).unwrap();

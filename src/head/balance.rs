@@ -109,7 +109,7 @@ mod tests {
 
     fn of(weights: &ClassWeights, labels: &[usize], classes: usize) -> Result<Vec<f32>, HeadError> {
         let train: Vec<usize> = (0..labels.len()).collect();
-        weights.of(&Listed { labels, train: &train, holdout: &[], classes })
+        weights.of(&Listed { labels, train: &train, holdout: &[], refit: &[], classes })
     }
 
     #[test]

@@ -182,7 +182,7 @@ mod tests {
         let labels: Vec<Option<i32>> = (0..1550).map(|row| Some(if row % 10 == 0 { 1 } else { row % 3 })).collect();
         let (train, rows): (Vec<usize>, Vec<usize>) = ((0..1500).collect(), (1500..1550).collect());
         let classes = ["a", "b", "c"].map(str::to_owned);
-        let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &[], classes: &classes };
+        let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &[], refit: &[], classes: &classes };
         assert_eq!(majority(&examples).unwrap(), 1);
 
         let means: Vec<Array1<f64>> = (0..3)

@@ -34,6 +34,8 @@ pub struct Examples<'a> {
     pub train: &'a [usize],
     /// Rows to validate on after each epoch; may be empty.
     pub holdout: &'a [usize],
+    /// Rows that a refit adds to those to train on: those held out or, where several views of an image are rows, each of theirs.
+    pub refit: &'a [usize],
     /// Class names.
     pub classes: &'a [String],
 }
@@ -132,6 +134,7 @@ pub(super) struct Problem<'a> {
     pub(super) labels: &'a [usize],
     pub(super) train: &'a [usize],
     pub(super) holdout: &'a [usize],
+    pub(super) refit: &'a [usize],
     pub(super) classes: usize,
 }
 
@@ -297,6 +300,7 @@ impl<'e, 'a> Prepared<'e, 'a> {
             labels: &self.labels,
             train: self.examples.train,
             holdout: self.examples.holdout,
+            refit: self.examples.refit,
             classes: self.examples.classes.len(),
         }
     }
@@ -319,7 +323,7 @@ pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
     if examples.labels.len() != rows {
         return Err(HeadError::Size { what: "labels", found: examples.labels.len(), expected: rows });
     }
-    let lists = [examples.train, examples.holdout];
+    let lists = [examples.train, examples.holdout, examples.refit];
     let labels = check_lists(examples.labels, examples.x.ncols(), lists, examples.classes)?;
     let listed: Vec<usize> = lists.concat();
     let bad = listed.par_iter().filter(|&&row| !is_finite(examples.x, row)).min();
@@ -336,7 +340,7 @@ pub(super) fn check(examples: &Examples<'_>) -> Result<Vec<usize>, HeadError> {
 pub(super) fn check_lists(
     labels: &[Option<i32>],
     width: usize,
-    [train, holdout]: [&[usize]; 2],
+    [train, holdout, refit]: [&[usize]; 3],
     classes: &[String],
 ) -> Result<Vec<usize>, HeadError> {
     let (rows, count) = (labels.len(), classes.len());
@@ -349,7 +353,7 @@ pub(super) fn check_lists(
         return Err(HeadError::Size { what: "features of a row", found: 0, expected: 1 });
     }
     let mut found = vec![usize::MAX; rows];
-    for &row in train.iter().chain(holdout) {
+    for &row in train.iter().chain(holdout).chain(refit) {
         let label = *labels.get(row).ok_or(HeadError::NoSuchRow { row, rows })?;
         let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < count);
         found[row] = class.ok_or(HeadError::Label { row, label, classes: count })?;
@@ -389,7 +393,14 @@ where
         let ids: Vec<String> = (0..labels.len()).map(|row| row.to_string()).collect();
         let split = hold_out(&self.rule(self.split.unwrap_or(HoldOut::Tail)), &ids, &labels, &classes)?;
         let x = dataset.records().view();
-        let examples = Examples { x, labels: &labels, train: &split.train, holdout: &split.holdout, classes: &classes };
+        let examples = Examples {
+            x,
+            labels: &labels,
+            train: &split.train,
+            holdout: &split.holdout,
+            refit: &split.holdout,
+            classes: &classes,
+        };
         Ok(fit(self, &examples, &mut |_| ControlFlow::Continue(()))?.head)
     }
 }

@@ -102,6 +102,7 @@ impl Copy {
                 labels: &self.labels,
                 train: &self.train,
                 holdout: &[],
+                refit: &[],
                 classes,
             },
             None => Problem { features: problem.features.shorter(), ..*problem },

@@ -23,6 +23,7 @@ pub(super) struct Listed<'a> {
     pub(super) labels: &'a [usize],
     pub(super) train: &'a [usize],
     pub(super) holdout: &'a [usize],
+    pub(super) refit: &'a [usize],
     pub(super) classes: usize,
 }
 
@@ -43,7 +44,7 @@ pub(super) trait Parts: Sync {
 
 impl Parts for Problem<'_> {
     fn listed(&self) -> Listed<'_> {
-        Listed { labels: self.labels, train: self.train, holdout: self.holdout, classes: self.classes }
+        Listed { labels: self.labels, train: self.train, holdout: self.holdout, refit: self.refit, classes: self.classes }
     }
 
     fn each_part(&self, rows: &[usize], shuffle: Option<ChaCha8Rng>, _: usize, act: OnPart<'_>) -> Result<(), HeadError> {

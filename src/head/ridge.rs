@@ -133,9 +133,9 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
     weights.scale(scale);
     let record = closed_record(&weights, parts, start)?;
     let mut before_refit = None;
-    if params.refit() && !listed.holdout.is_empty() {
+    if params.refit() && !listed.refit.is_empty() {
         before_refit = Some(Head::new(weights, Some(standardization), classes.to_vec())?);
-        parts.each_part(listed.holdout, None, BLOCK_ROWS, &mut |part| {
+        parts.each_part(listed.refit, None, BLOCK_ROWS, &mut |part| {
             statistics.change(Change::Add, part.features.matrix(), part.labels, part.order);
             Ok(())
         })?;
@@ -179,7 +179,8 @@ pub fn ridge_head(statistics: &Statistics, classes: &[String], l2: f64, scale_by
         ScaleBy::LeftOut(x, classes) => {
             let train: Vec<usize> = (0..classes.len()).collect();
             let features = super::features::Features::new(x, Some(squares.standardization()));
-            let rows = Problem { features, labels: classes, train: &train, holdout: &[], classes: statistics.classes() };
+            let rows =
+                Problem { features, labels: classes, train: &train, holdout: &[], refit: &[], classes: statistics.classes() };
             let answers = answers(&weights, &rows, &train)?;
             let answers = if squares.estimates() {
                 squares.leave_out_by_mean(l2, &rows, answers)?

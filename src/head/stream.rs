@@ -54,6 +54,8 @@ pub struct Streamed<'a> {
     pub train: &'a [usize],
     /// Rows to validate on after each epoch, in ascending order; may be empty.
     pub holdout: &'a [usize],
+    /// Rows that a refit adds to those to train on, in ascending order.
+    pub refit: &'a [usize],
     /// Class names.
     pub classes: &'a [String],
     /// Bytes that features may take in memory: two windows, in which there must be room for a batch and a piece each.
@@ -78,9 +80,9 @@ pub fn fit_streamed(
             "adam, lbfgs or ridge for features that are not in memory; set head.solver to one of them, or raise head.memory";
         return Err(HeadError::Parameter { name: "solver", found: params.solver.to_string(), expected });
     }
-    let Streamed { source, train, holdout, classes, memory, .. } = *streamed;
-    let labels = check_lists(streamed.labels, source.width(), [train, holdout], classes)?;
-    let listed = Listed { labels: &labels, train, holdout, classes: classes.len() };
+    let Streamed { source, train, holdout, refit, classes, memory, .. } = *streamed;
+    let labels = check_lists(streamed.labels, source.width(), [train, holdout, refit], classes)?;
+    let listed = Listed { labels: &labels, train, holdout, refit, classes: classes.len() };
     let batch = if params.solver == Solver::Adam { params.batch_size.min(train.len()) } else { 1 };
     let window = Stream::room(source.width(), memory, batch)?;
     let mut stream = Stream { source, listed, window, standardization: None, windows: Mutex::default() };

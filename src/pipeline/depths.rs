@@ -74,7 +74,7 @@ fn alone(
     let columns = s![.., segment.offset..segment.offset + segment.width];
     let (train, holdout, classes) = (rows.unfold(params, &division.train), &division.holdout, &store.manifest().classes);
     let x = rows.fitting.embeddings.slice(columns);
-    let examples = Examples { x, labels: &rows.fitting.labels, train: &train, holdout, classes };
+    let examples = Examples { x, labels: &rows.fitting.labels, train: &train, holdout, refit: &[], classes };
     let mut go_on = |_: &_| -> ControlFlow<()> { context.flow() };
     let head = head::fit(&checked, &examples, &mut go_on).map_err(|error| rows.name(error))?.head;
     let accuracy = |features: &SplitFeatures, scored: &[usize]| -> Result<Option<f64>, PipelineError> {

@@ -136,7 +136,8 @@ impl Stage<'_> {
         let mut checkpoints = Checkpoints::new(&checkpoint, &fit_key, context.observe);
         let started = Instant::now();
         let trained = rows.unfold(params, &division.train);
-        let plan = Plan { params, train: &trained, holdout: &division.holdout, classes };
+        let refit = rows.unfold(params, &division.holdout);
+        let plan = Plan { params, train: &trained, holdout: &division.holdout, refit: &refit, classes };
         let fitted = context.stopping(params.solver, || rows.fitting.fit(&plan, &mut checkpoints, &mut watch));
         let fit_seconds = started.elapsed().as_secs_f64();
         let fitted = fitted.map_err(|error| rows.name(error))?;
@@ -348,7 +349,7 @@ impl Rows {
 
     /// What a head is fitted on, of these rows of `fitting`.
     pub(super) fn examples<'a>(&'a self, train: &'a [usize], holdout: &'a [usize], classes: &'a [String]) -> Examples<'a> {
-        Examples { x: self.fitting.embeddings.view(), labels: &self.fitting.labels, train, holdout, classes }
+        Examples { x: self.fitting.embeddings.view(), labels: &self.fitting.labels, train, holdout, refit: holdout, classes }
     }
 }
 

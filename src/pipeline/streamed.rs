@@ -32,6 +32,8 @@ pub(super) struct Plan<'a> {
     pub(super) params: &'a HeadValidParams,
     pub(super) train: &'a [usize],
     pub(super) holdout: &'a [usize],
+    /// What a refit adds to `train`: the rows held out, or each of their views.
+    pub(super) refit: &'a [usize],
     pub(super) classes: &'a [String],
 }
 
@@ -49,8 +51,8 @@ impl Features for SplitFeatures {
     }
 
     fn fit(&self, plan: &Plan<'_>, checkpoints: &mut Checkpoints<'_>, on_epoch: OnEpoch<'_>) -> Result<Fitted, HeadError> {
-        let Plan { params, train, holdout, classes } = *plan;
-        let examples = Examples { x: self.embeddings.view(), labels: &self.labels, train, holdout, classes };
+        let Plan { params, train, holdout, refit, classes } = *plan;
+        let examples = Examples { x: self.embeddings.view(), labels: &self.labels, train, holdout, refit, classes };
         head::fit_resumable(params, &examples, checkpoints, on_epoch)
     }
 }
@@ -73,7 +75,7 @@ impl Features for StreamedFeatures {
     }
 
     fn fit(&self, plan: &Plan<'_>, checkpoints: &mut Checkpoints<'_>, on_epoch: OnEpoch<'_>) -> Result<Fitted, HeadError> {
-        let Plan { params, train, holdout, classes } = *plan;
+        let Plan { params, train, holdout, refit, classes } = *plan;
         let is_listed = |row: &usize| train.binary_search(row).is_ok() || holdout.binary_search(row).is_ok();
         if let Some(&row) = self.not_finite.iter().find(|row| is_listed(row)) {
             let values = self.select(&[row]).map_err(|error| HeadError::Source(error.into()))?;
@@ -81,7 +83,7 @@ impl Features for StreamedFeatures {
             return Err(HeadError::NotFinite { row, feature, value });
         }
         let memory = usize::try_from(budget(params)).unwrap_or(usize::MAX);
-        let streamed = Streamed { source: self, labels: &self.labels, train, holdout, classes, memory };
+        let streamed = Streamed { source: self, labels: &self.labels, train, holdout, refit, classes, memory };
         head::fit_streamed(params, &streamed, Some(checkpoints), on_epoch)
     }
 }

@@ -95,7 +95,8 @@ fn large_batches_give_the_same_bits_on_any_number_of_threads() {
     let labels: Vec<_> = (0..700).map(|row| Some((row * 7) % 5)).collect();
     let classes: Vec<String> = (0..5).map(|class| class.to_string()).collect();
     let (train, holdout): (Vec<usize>, Vec<usize>) = (0..700).partition(|&row| row % 5 > 0);
-    let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, classes: &classes };
+    let examples =
+        Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, refit: &holdout, classes: &classes };
     for (batch_size, dropout, standardize) in [(300, None, false), (560, Some(0.3), true), (129, Some(0.3), false)] {
         let with = |threads, seed| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

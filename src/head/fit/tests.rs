@@ -30,7 +30,7 @@ impl Small {
 
     pub(in crate::head) fn examples(&self) -> Examples<'_> {
         let Self { x, labels, classes, train, holdout } = self;
-        Examples { x: x.view(), labels, train, holdout, classes }
+        Examples { x: x.view(), labels, train, holdout, refit: holdout, classes }
     }
 
     pub(in crate::head) fn fit(&self, params: HeadParams) -> Result<Fitted, HeadError> {
@@ -115,7 +115,14 @@ fn adam_lands_where_keras_landed() {
     assert_eq!(split.holdout.len(), count("validation_rows"));
     let params = HeadParams { epochs: count("epochs"), batch_size: count("batch_size"), shuffle: false, ..HeadParams::default() };
     let initial = Weights { kernel: matrix("kernel_init", classes), bias: matrix("bias_init", classes).row(0).to_owned() };
-    let examples = Examples { x: x.view(), labels: &labels, train: &split.train, holdout: &split.holdout, classes: &names };
+    let examples = Examples {
+        x: x.view(),
+        labels: &labels,
+        train: &split.train,
+        holdout: &split.holdout,
+        refit: &split.holdout,
+        classes: &names,
+    };
     let Fitted { head, history, .. } =
         fit_from(&params.check().unwrap(), &examples, &initial, &mut |_| ControlFlow::Continue(())).unwrap();
 
@@ -326,7 +333,8 @@ fn the_seed_decides_everything_and_threads_nothing() {
     let labels: Vec<_> = (0..300).map(|row| Some((row * 7) % 40)).collect();
     let classes: Vec<String> = (0..40).map(|class| class.to_string()).collect();
     let (train, holdout): (Vec<usize>, Vec<usize>) = (0..300).partition(|&row| row % 5 > 0);
-    let examples = Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, classes: &classes };
+    let examples =
+        Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, refit: &holdout, classes: &classes };
     let with = |threads, seed, standardize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let params = HeadParams { epochs: 2, batch_size: 64, seed, standardize: Some(standardize), ..HeadParams::default() };

@@ -9,7 +9,8 @@ fn the_gradient_is_that_of_the_objective() {
     let small = Small::new();
     let labels: Vec<usize> = small.labels.iter().map(|label| label.unwrap() as usize).collect();
     let (train, holdout) = (&small.train, &small.holdout);
-    let problem = Problem { features: Features::new(small.x.view(), None), labels: &labels, train, holdout, classes: 3 };
+    let problem =
+        Problem { features: Features::new(small.x.view(), None), labels: &labels, train, holdout, refit: &[], classes: 3 };
     for (smoothing, class_weights) in [
         (None, None),
         (Some(0.2), None),
@@ -54,7 +55,7 @@ fn the_gradient_is_that_of_the_objective() {
 fn rows_that_count_more_are_sampled_more_often() {
     let labels: Vec<usize> = (0..100_000).map(|row| usize::from(row % 100 == 0)).collect();
     let train: Vec<usize> = (0..100_000).collect();
-    let listed = Listed { labels: &labels, train: &train, holdout: &[], classes: 2 };
+    let listed = Listed { labels: &labels, train: &train, holdout: &[], refit: &[], classes: 2 };
     let of = |class_weights| {
         let params = HeadParams { solver: Solver::Lbfgs, class_weights, ..HeadParams::default() }.check().unwrap();
         let sample = Asked::of(&params, &listed).unwrap().sample(&listed, 8);

@@ -126,17 +126,17 @@ impl<'s> LeastSquares<'s> {
             }
             let mut product = self.statistics.covariance_times(&self.standardization.std, &direction);
             product += faer::Scale(l2) * &direction;
-            for column in 0..columns {
+            for (column, energy) in energy.iter().enumerate() {
                 let curvature = dot(&direction, &product, column);
-                let step = if curvature > 0.0 { energy[column] / curvature } else { 0.0 };
+                let step = if curvature > 0.0 { energy / curvature } else { 0.0 };
                 add(&mut kernel, step, &direction, column);
                 add(&mut residual, -step, &product, column);
             }
             let solved = precondition(&residual);
-            for column in 0..columns {
+            for (column, energy) in energy.iter_mut().enumerate() {
                 let next = dot(&residual, &solved, column);
-                let keep = if energy[column] > 0.0 { next / energy[column] } else { 0.0 };
-                energy[column] = next;
+                let keep = if *energy > 0.0 { next / *energy } else { 0.0 };
+                *energy = next;
                 let (to, from) = (direction.col_mut(column), solved.col(column));
                 to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = from + keep * *to);
             }

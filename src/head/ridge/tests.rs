@@ -105,7 +105,7 @@ fn wide(rows: usize) -> Small {
 impl Small {
     fn problem<'a>(&'a self, labels: &'a [usize], standardization: &'a crate::head::Standardization) -> Problem<'a> {
         let features = crate::head::features::Features::new(self.x.view(), Some(standardization));
-        Problem { features, labels, train: &self.train, holdout: &self.holdout, classes: self.classes.len() }
+        Problem { features, labels, train: &self.train, holdout: &self.holdout, refit: &[], classes: self.classes.len() }
     }
 }
 

@@ -52,12 +52,12 @@ impl Case {
 
     fn streamed(&self) -> Streamed<'_> {
         let Self { source, labels, train, holdout, classes } = self;
-        Streamed { source, labels, train, holdout, classes, memory: 2 * 1111 * WIDTH * 4 }
+        Streamed { source, labels, train, holdout, refit: holdout, classes, memory: 2 * 1111 * WIDTH * 4 }
     }
 
     fn examples(&self) -> Examples<'_> {
         let Self { source, labels, train, holdout, classes } = self;
-        Examples { x: source.0.view(), labels, train, holdout, classes }
+        Examples { x: source.0.view(), labels, train, holdout, refit: holdout, classes }
     }
 }
 
@@ -121,7 +121,7 @@ fn lbfgs_finds_the_optimum_that_it_finds_in_memory() {
 fn shuffled_every_row_is_taken_once_an_epoch_and_neighbours_are_apart() {
     let case = Case::new();
     let labels: Vec<usize> = case.labels.iter().map(|label| label.unwrap() as usize).collect();
-    let listed = Listed { labels: &labels, train: &case.train, holdout: &case.holdout, classes: 5 };
+    let listed = Listed { labels: &labels, train: &case.train, holdout: &case.holdout, refit: &[], classes: 5 };
     let stream = Stream { source: &case.source, listed, window: 1111, standardization: None, windows: Mutex::default() };
     let bits = |row: ndarray::ArrayView1<'_, f32>| row.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
     let rows: HashMap<Vec<u32>, usize> = (0..6000).map(|row| (bits(case.source.0.row(row)), row)).collect();
