@@ -81,11 +81,13 @@ fn path_of_l2(features: usize) -> Vec<f64> {
 }
 
 /// The strength that gets most of the rows held out right, of equals the one with the smaller error; where nothing is held out or
-/// every row could be left out, the one with the smallest error so. Squared errors ask for more L2 than right answers do.
-fn best(path: &[RidgePoint]) -> Option<&RidgePoint> {
+/// every row could be left out, the one with the smallest error so. Squared errors ask for more L2 than right answers do. Without a
+/// path it is the one that was asked for.
+fn best(path: &[RidgePoint], l2s: &[f64]) -> f64 {
     let wrong = |point: &RidgePoint| 1.0 - point.holdout_accuracy.unwrap_or_default();
     let error = |point: &RidgePoint| point.holdout_error.unwrap_or(point.leave_one_out_error);
-    path.iter().min_by(|a, b| wrong(a).total_cmp(&wrong(b)).then(error(a).total_cmp(&error(b))))
+    let best = path.iter().min_by(|a, b| wrong(a).total_cmp(&wrong(b)).then(error(a).total_cmp(&error(b))));
+    best.map_or(l2s[0], |point| point.l2)
 }
 
 /// Rows as least squares goes through them, and what is known of the training rows.
@@ -100,42 +102,41 @@ pub(super) struct Given<'p> {
 pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoch<'_>) -> Result<Solved, HeadError> {
     let start = Instant::now();
     let Given { parts, mut statistics, classes } = given;
-    let listed = parts.listed();
     let l2s = params.l2.map_or_else(|| path_of_l2(statistics.features()), |l2| vec![l2]);
-    let mut kept = None;
-    if let Some(budget) = params.budget.filter(|&budget| budget < statistics.features()) {
-        let squares = LeastSquares::new(&statistics, None);
-        let path = if l2s.len() > 1 { squares.estimate(parts, &l2s)? } else { Vec::new() };
-        kept = Some(deletion::select(&statistics, best(&path).map_or(l2s[0], |point| point.l2), budget)?);
-    }
+    let kept = kept(params, parts, &statistics, &l2s)?;
     let squares = LeastSquares::new(&statistics, kept.as_deref());
     // Views of an image stand in for each other: leaving one out says nothing.
-    let (path, left_out) = if squares.estimates() || params.augments() {
-        (if l2s.len() > 1 { squares.estimate(parts, &l2s)? } else { Vec::new() }, None)
+    let (path, left) = if squares.estimates() || params.augments() {
+        (estimate(&squares, parts, &l2s)?, None)
     } else {
         let left = squares.leave_one_out(parts, &l2s)?;
         (left.path.clone(), Some(left))
     };
-    let l2 = best(&path).map_or(l2s[0], |point| point.l2);
-    let step = l2s.iter().position(|&other| other.total_cmp(&l2).is_eq()).unwrap_or(0);
+    let l2 = best(&path, &l2s);
     let mut weights = squares.weights(l2)?;
-    let fitted = |rows| answers(&weights, parts, rows);
-    let left_out = left_out.map(|left| left.leave_out(step, parts, fitted(listed.train)?)).transpose()?;
+    let train = parts.listed().train;
+    let left_out = match left {
+        Some(left) => {
+            let step = l2s.iter().position(|other| other.total_cmp(&l2).is_eq()).unwrap_or(0);
+            Some(left.leave_out(step, parts, answers(&weights, parts, train)?)?)
+        }
+        None => None,
+    };
     let scale = match &left_out {
-        None if listed.holdout.is_empty() => {
-            let answers = squares.leave_out_by_mean(l2, parts, fitted(listed.train)?)?;
+        None if parts.listed().holdout.is_empty() => {
+            let answers = squares.leave_out_by_mean(l2, parts, answers(&weights, parts, train)?)?;
             logit_scale(&weights, parts, Some(&answers))?
         }
         left_out => logit_scale(&weights, parts, left_out.as_ref())?,
     };
     let left_out = left_out.map(|answers| answers.mapv_into(|answer| answer * scale as f32));
-    let mut standardization = squares.standardization().clone();
     weights.scale(scale);
+    let mut standardization = squares.standardization().clone();
     let record = closed_record(&weights, parts, start)?;
     let mut before_refit = None;
-    if params.refit() && !listed.refit.is_empty() {
+    if params.refit() && !parts.listed().refit.is_empty() {
         before_refit = Some(Head::new(weights, Some(standardization), classes.to_vec())?);
-        parts.each_part(listed.refit, None, BLOCK_ROWS, &mut |part| {
+        parts.each_part(parts.listed().refit, None, BLOCK_ROWS, &mut |part| {
             statistics.change(Change::Add, part.features.matrix(), part.labels, part.order);
             Ok(())
         })?;
@@ -149,6 +150,23 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
     let ridge = Ridge { statistics, path, left_out, logit_scale: scale, kept, before_refit };
     let solved = Solved::new(weights, vec![record], l2);
     Ok(Solved { ridge: Some(ridge), standardization: Some(standardization), ..solved })
+}
+
+/// The features that a budget leaves; none where it leaves all.
+fn kept(
+    params: &HeadValidParams,
+    parts: &dyn Parts,
+    statistics: &Statistics,
+    l2s: &[f64],
+) -> Result<Option<Vec<usize>>, HeadError> {
+    let Some(budget) = params.budget.filter(|&budget| budget < statistics.features()) else { return Ok(None) };
+    let path = estimate(&LeastSquares::new(statistics, None), parts, l2s)?;
+    deletion::select(statistics, best(&path, l2s), budget).map(Some)
+}
+
+/// The path, where there is a choice.
+fn estimate(squares: &LeastSquares<'_>, parts: &dyn Parts, l2s: &[f64]) -> Result<Vec<RidgePoint>, HeadError> {
+    if l2s.len() > 1 { squares.estimate(parts, l2s) } else { Ok(Vec::new()) }
 }
 
 /// Rows by which a logit scale is found.

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::PipelineError;
 use crate::extract::PixelScale;
-use crate::head::HeadParams;
+use crate::head::{HeadParams, ParamGuard as _, Solver};
 use crate::image::{Resize, Views};
 use crate::onnx::Layers;
 use crate::runtime::{Compute, Device, Precision, Provider, UnknownDevice, Unreal};
@@ -209,7 +209,22 @@ impl Settings {
             }
         }
         // The file was good, so it is a flag that is not.
-        checked(&table, "command line")
+        let settings = checked(&table, "command line")?;
+        let asked: Vec<&str> =
+            table.get("head").and_then(Value::as_table).into_iter().flat_map(Table::keys).map(String::as_str).collect();
+        Ok(settings.with_solver(&asked))
+    }
+
+    /// Features of several depths suit least squares better than Adam: where neither the solver nor a key of another one was asked
+    /// for, that is taken.
+    fn with_solver(mut self, asked: &[&str]) -> Self {
+        const OF_ADAM: [&str; 4] = ["epochs", "batch_size", "learning_rate", "shuffle"];
+        let is_open = !asked.iter().any(|key| *key == "solver" || OF_ADAM.contains(key));
+        let ridge = HeadParams { solver: Solver::Ridge, ..self.head.clone() };
+        if is_open && self.backbone.layers != Layers::Pooled && ridge.check_ref().is_ok() {
+            self.head = ridge;
+        }
+        self
     }
 
     /// The run folder that a recorded pipeline names; none where the file is no TOML, which [`Settings::load`] explains.
@@ -317,6 +332,21 @@ mod tests {
         assert_eq!(settings.backbone.resize, Resize::Crop);
         assert_eq!(settings.head.epochs, 7);
         assert!((settings.head.learning_rate - 3e-3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn features_of_several_depths_have_least_squares_for_a_head_unless_another_is_asked_for() {
+        let solver = |text: &str, overrides: &[&str]| load(text, overrides).unwrap().head.solver;
+        assert_eq!(solver("", &[]), Solver::Adam);
+        assert_eq!(solver("[backbone]\nlayers = 'multi'\n", &[]), Solver::Ridge);
+        assert_eq!(solver("[backbone]\nlayers = ['a', 'b*']\n[head]\nl2 = 1e-2\n", &[]), Solver::Ridge);
+        assert_eq!(solver("", &["backbone.layers=multi-all", "head.validation_split=0.1"]), Solver::Ridge);
+        for asked in ["head.solver=lbfgs", "head.solver=adam"] {
+            assert_eq!(solver("[backbone]\nlayers = 'multi'\n", &[asked]).to_string(), asked[12..]);
+        }
+        for asked in ["head.epochs=3", "head.dropout=0.1", "head.schedule=cosine"] {
+            assert_eq!(solver("[backbone]\nlayers = 'multi'\n", &[asked]), Solver::Adam, "{asked}");
+        }
     }
 
     #[test]
