@@ -243,15 +243,6 @@ pub fn fit_path(
         flow
     };
     match params.solver {
-        Solver::Adam | Solver::Linfa => {
-            for &l2 in &l2s {
-                let fitted = fit(&HeadParams { l2: Some(l2), ..(**params).clone() }.check()?, examples, &mut watch)?;
-                if stopped.get() {
-                    break;
-                }
-                on_head(fitted);
-            }
-        }
         Solver::Lbfgs => {
             let prepared = Prepared::new(params, examples)?;
             lbfgs::path(params, &prepared.problem(), &l2s, &mut watch, &mut |found| {
@@ -259,7 +250,7 @@ pub fn fit_path(
                 Ok(())
             })?;
         }
-        Solver::Ridge => {
+        Solver::Ridge if params.budget.is_none() => {
             let prepared = Prepared::new(params, examples)?;
             let statistics = prepared.statistics.as_ref().ok_or(HeadError::Ridge)?;
             let mut found = ridge::path(&prepared.problem(), statistics, &l2s, &mut watch)?;
@@ -268,6 +259,16 @@ pub fn fit_path(
             }
             for found in found {
                 on_head(prepared.finish(found)?);
+            }
+        }
+        // What a budget leaves depends on the strength.
+        Solver::Adam | Solver::Linfa | Solver::Ridge => {
+            for &l2 in &l2s {
+                let fitted = fit(&HeadParams { l2: Some(l2), ..(**params).clone() }.check()?, examples, &mut watch)?;
+                if stopped.get() {
+                    break;
+                }
+                on_head(fitted);
             }
         }
     }

@@ -34,9 +34,9 @@ use super::tally::closed_record;
 use super::{Head, HeadError, HeadValidParams};
 use crate::evaluate::temperature;
 
-/// Strengths that are tried where none is given, three a decade: 1e-6 to 100, and 1e-4 to 10 of wide features.
+/// Strengths that are tried where none is given, three a decade: 1e-6 to 100, and 1e-4 to 100 of wide features.
 const PATH: (i32, i32) = (-18, 6);
-const WIDE_PATH: (i32, i32) = (-12, 3);
+const WIDE_PATH: (i32, i32) = (-12, 6);
 
 /// Temperature of least-squares answers where none is best: every answer right, or none that says anything.
 const SHARP: f64 = 0.05;
@@ -47,8 +47,8 @@ pub struct RidgePoint {
     /// The strength.
     pub l2: f64,
     /// Mean over the rows of the squared error (sum over the classes) of the answer by a fit without the row; of wide features
-    /// the estimate of generalized cross-validation.
-    pub leave_one_out_error: f64,
+    /// the estimate of generalized cross-validation. None where the fit all but repeats the labels, so that only rounding is left.
+    pub leave_one_out_error: Option<f64>,
     /// Share of the rows that such a fit gets right; none of wide features.
     pub leave_one_out_accuracy: Option<f64>,
     /// Mean squared error over the rows held out; none where there are none or the error above decides.
@@ -85,8 +85,8 @@ fn path_of_l2(features: usize) -> Vec<f64> {
 /// path it is the one that was asked for.
 fn best(path: &[RidgePoint], l2s: &[f64]) -> f64 {
     let wrong = |point: &RidgePoint| 1.0 - point.holdout_accuracy.unwrap_or_default();
-    let error = |point: &RidgePoint| point.holdout_error.unwrap_or(point.leave_one_out_error);
-    let best = path.iter().min_by(|a, b| wrong(a).total_cmp(&wrong(b)).then(error(a).total_cmp(&error(b))));
+    let error = |point: &RidgePoint| point.holdout_error.or(point.leave_one_out_error).unwrap_or(f64::INFINITY);
+    let best = path.iter().rev().min_by(|a, b| wrong(a).total_cmp(&wrong(b)).then(error(a).total_cmp(&error(b))));
     best.map_or(l2s[0], |point| point.l2)
 }
 

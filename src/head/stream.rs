@@ -89,6 +89,10 @@ pub fn fit_streamed(
     if params.solver == Solver::Ridge {
         let mut statistics: Option<Statistics> = None;
         stream.each_part(train, None, BLOCK_ROWS, &mut |part| {
+            // A window that only holds rows that are over hands none out.
+            if part.order.is_empty() {
+                return Ok(());
+            }
             let x = part.features.matrix();
             match &mut statistics {
                 Some(statistics) => statistics.change(Change::Add, x, part.labels, part.order),
@@ -149,7 +153,7 @@ impl Stream<'_> {
         if room < least {
             let found = format!("{} MiB", memory >> 20);
             let expected =
-                "room for two windows of a batch (1,024 rows at least) and 64 rows each; raise it, or lower head.batch_size";
+                "room for two windows of 1,088 rows each, or of a batch of adam and 64 rows where that is more; raise it";
             return Err(HeadError::Parameter { name: "memory", found, expected });
         }
         Ok(room.min(MOST_WINDOW / row).max(least))

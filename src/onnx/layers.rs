@@ -156,6 +156,11 @@ fn named(model: &Model, cut: &Cut, names: &[String]) -> Result<Vec<Tap>, OnnxErr
         OnnxError::NoMap { origin: origin(), tensor: tensor.to_owned(), reason }
     };
     let unknown = |name: &str| {
+        let alone = ["pooled", "multi", "multi-all"].into_iter().find(|word| word.eq_ignore_ascii_case(name));
+        if let Some(word) = alone {
+            let nearest = vec![format!("{word}, alone and in small letters")];
+            return OnnxError::UnknownLayer { origin: origin(), name: name.to_owned(), nearest };
+        }
         let nearest = nearest(name, finder.nearest(name, maps.iter().map(|(tensor, _)| *tensor)));
         OnnxError::UnknownLayer { origin: origin(), name: name.to_owned(), nearest }
     };

@@ -194,6 +194,7 @@ fn shot_scores(
             accuracies.push(accuracy);
         }
         let (accuracy, interval) = mean_interval(&accuracies);
+        let interval = interval.map(|[low, high]| [low.max(0.0), high.min(1.0)]);
         found.push(Shots { shots, accuracy, interval, repeats: accuracies, split: split.to_owned() });
     }
     Ok((found, table))

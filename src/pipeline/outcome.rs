@@ -80,7 +80,18 @@ impl Outcome<'_> {
     /// Writes the run; `metrics.json` goes first and comes back last, so that a run that has one is whole. What an earlier fit left
     /// and this one does not goes too.
     pub(super) fn write(self, run: &RunDir, pipeline: &Pipeline) -> Result<(), PipelineError> {
-        for name in ["metrics.json", SHOTS, DEPTHS, SWEEP, L2_PATH, LEFT_OUT, Statistics::FILE, TrainedRows::FILE] {
+        for name in [
+            "metrics.json",
+            "report.html",
+            "report.json",
+            SHOTS,
+            DEPTHS,
+            SWEEP,
+            L2_PATH,
+            LEFT_OUT,
+            Statistics::FILE,
+            TrainedRows::FILE,
+        ] {
             run.remove(name)?;
         }
         self.head.save(&run.file("head.safetensors"))?;

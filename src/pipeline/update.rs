@@ -46,7 +46,11 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     }
     for name in [Statistics::FILE, TrainedRows::FILE] {
         if !run.file(name).is_file() {
-            let remedy = "fit the head again without --update (more than 4,096 features: with head.keep_statistics = true)";
+            let remedy = if params.budget.is_some() || params.augments() {
+                "a head with a budget of features, or of each view, keeps none; fit it again without --update"
+            } else {
+                "fit the head again without --update (more than 4,096 features: with head.keep_statistics = true)"
+            };
             return Err(refused(format!("{} is missing; {remedy}", run.file(name).display())));
         }
     }
@@ -76,6 +80,9 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let (mut train, mut holdout) = (division.train, division.holdout);
     if metrics.sweep.is_some() || params.refit == Some(true) {
         // The last fit was on all of them.
+        let text = "the head was fitted on all rows, those held out too: it has no hold-out to be scored on, and its logits are scaled by \
+                    rows left out";
+        (context.observe)(Event::Noted(format!("fit-head  {text}")));
         train.append(&mut holdout);
         train.sort_unstable();
     }

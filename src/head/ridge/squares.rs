@@ -30,6 +30,10 @@ const TOLERANCE: f64 = 1e-9;
 const MOST_ROUNDS: usize = 200;
 const ACCEPTABLE: f64 = 1e-5;
 
+/// Mean leverage above which an answer without a row cannot be told from rounding, and of one that is estimated from noise.
+const MOST_LEVERAGE: f64 = 0.99;
+const MOST_ESTIMATED: f64 = 0.9;
+
 /// Random vectors that estimate a trace (Hutchinson, 1990).
 const PROBES: usize = 8;
 
@@ -232,7 +236,8 @@ impl<'s> LeastSquares<'s> {
         Ok(points
             .map(|(((&l2, kernel), leverage), (error, right))| RidgePoint {
                 l2,
-                leave_one_out_error: self.training_error(&kernel, l2.max(LEAST_L2)) / (1.0 - leverage).max(1e-6).powi(2),
+                leave_one_out_error: (leverage <= MOST_ESTIMATED)
+                    .then(|| self.training_error(&kernel, l2.max(LEAST_L2)) / (1.0 - leverage).powi(2)),
                 leave_one_out_accuracy: None,
                 holdout_error: share(error),
                 holdout_accuracy: share(right as f64),
@@ -260,7 +265,7 @@ impl<'s> LeastSquares<'s> {
         parts: &dyn Parts,
         mut answers: Array2<f32>,
     ) -> Result<Array2<f32>, HeadError> {
-        let leverage = self.kernels(&[l2])?.1[0] as f32;
+        let leverage = self.kernels(&[l2])?.1[0].min(MOST_ESTIMATED) as f32;
         let listed = parts.listed();
         for (mut answers, &row) in answers.rows_mut().into_iter().zip(listed.train) {
             answers
@@ -338,10 +343,14 @@ impl<'s> LeastSquares<'s> {
             }
             Ok(())
         })?;
-        let path = l2s.iter().zip(sums).map(|(&l2, (error, right))| RidgePoint {
+        let mean =
+            |step: usize| leverages.iter().skip(step).step_by(l2s.len()).map(|&leverage| f64::from(leverage)).sum::<f64>() / rows;
+        let path =
+            l2s.iter().zip(sums).enumerate().map(|(step, (&l2, (error, right)))| (l2, mean(step) <= MOST_LEVERAGE, error, right));
+        let path = path.map(|(l2, is_real, error, right)| RidgePoint {
             l2,
-            leave_one_out_error: error / rows,
-            leave_one_out_accuracy: Some(right as f64 / rows),
+            leave_one_out_error: is_real.then_some(error / rows),
+            leave_one_out_accuracy: is_real.then_some(right as f64 / rows),
             holdout_error: None,
             holdout_accuracy: None,
         });

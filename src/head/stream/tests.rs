@@ -191,7 +191,7 @@ fn what_cannot_be_is_refused() {
         "{error}"
     );
     let error = refused(HeadParams { batch_size: 2000, ..HeadParams::default() }, case.streamed());
-    assert!(error.starts_with("head.memory = ") && error.contains("lower head.batch_size"), "{error}");
+    assert!(error.starts_with("head.memory = ") && error.contains("1,088 rows"), "{error}");
     struct Broken;
     impl FeatureSource for Broken {
         fn width(&self) -> usize {
@@ -213,6 +213,11 @@ fn what_cannot_be_is_refused() {
 #[test]
 fn least_squares_in_passes_is_that_in_memory() {
     let case = Case::new();
+    // The smallest window there is hands out nothing at first.
+    let narrow = |memory| Streamed { memory, ..case.streamed() };
+    let params = HeadParams { solver: Solver::Ridge, ..HeadParams::default() }.check().unwrap();
+    let least = fit_streamed(&params, &narrow(2 * 1088 * WIDTH * 4), None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(least.ridge.unwrap().statistics.pivot.iter().any(|&pivot| pivot != 0.0));
     for (l2, refit) in [(None, None), (Some(0.1), Some(true))] {
         let params = HeadParams { solver: Solver::Ridge, l2, refit, ..HeadParams::default() }.check().unwrap();
         let mut go_on = |_: &_| ControlFlow::Continue(());
