@@ -32,10 +32,11 @@ const ACCEPTABLE: f64 = 1e-5;
 
 /// Mean leverage above which an answer without a row cannot be told from rounding, and of one that is estimated from noise.
 const MOST_LEVERAGE: f64 = 0.99;
-const MOST_ESTIMATED: f64 = 0.9;
+const MOST_ESTIMATED: f64 = 0.7;
 
-/// Random vectors that estimate a trace (Hutchinson, 1990).
+/// Random vectors that estimate a trace (Hutchinson, 1990), and more where it decides.
 const PROBES: usize = 8;
+const MORE_PROBES: usize = 32;
 
 /// Answers and leverages of the training rows along a path.
 pub(in crate::head) struct LeftOut {
@@ -190,11 +191,11 @@ impl<'s> LeastSquares<'s> {
 
     /// Kernels and biases for each strength from one Krylov space, good to about 1e-4.
     pub(super) fn path(&self, l2s: &[f64]) -> Result<Vec<Weights>, HeadError> {
-        Ok(self.kernels(l2s)?.0.iter().map(|kernel| self.finish(kernel)).collect())
+        Ok(self.kernels(l2s, PROBES)?.0.iter().map(|kernel| self.finish(kernel)).collect())
     }
 
     /// The same kernels, and the mean leverage of a row in each fit.
-    fn kernels(&self, l2s: &[f64]) -> Result<(Vec<Mat<f64>>, Vec<f64>), HeadError> {
+    fn kernels(&self, l2s: &[f64], probes: usize) -> Result<(Vec<Mat<f64>>, Vec<f64>), HeadError> {
         let features = self.statistics.features();
         let middle = (l2s.iter().map(|l2| l2.max(LEAST_L2).ln()).sum::<f64>() / l2s.len() as f64).exp();
         let (base, factor) = self.factor_in_f32(middle)?;
@@ -202,7 +203,7 @@ impl<'s> LeastSquares<'s> {
         let krylov = Krylov { factor: &factor, shifts: &shifts };
         let kernels = krylov.solve(&self.cross_in_f32());
         // tr(C (C + l2)⁻¹) = D - l2 tr((C + l2)⁻¹)
-        let inverse = krylov.trace(features, PROBES);
+        let inverse = krylov.trace(features, probes);
         let rows = self.statistics.count().max(1) as f64;
         let leverage = |(&l2, inverse): (&f64, f64)| (features as f64 - l2.max(LEAST_L2) * inverse + 1.0) / rows;
         Ok((kernels, l2s.iter().zip(inverse).map(leverage).collect()))
@@ -210,8 +211,8 @@ impl<'s> LeastSquares<'s> {
 
     /// The error of each strength: of rows left out by the mean leverage, and of the rows held out.
     pub(super) fn estimate(&self, parts: &dyn Parts, l2s: &[f64]) -> Result<Vec<RidgePoint>, HeadError> {
-        let (kernels, leverages) = self.kernels(l2s)?;
         let listed = parts.listed();
+        let (kernels, leverages) = self.kernels(l2s, if listed.holdout.is_empty() { MORE_PROBES } else { PROBES })?;
         let layers: Vec<_> = kernels.iter().map(|kernel| self.finish(kernel).pack()).collect();
         let mut sums = vec![(0.0_f64, 0_usize); l2s.len()];
         parts.each_part(listed.holdout, None, BLOCK_ROWS, &mut |Part { features, labels, order }| {
@@ -265,7 +266,7 @@ impl<'s> LeastSquares<'s> {
         parts: &dyn Parts,
         mut answers: Array2<f32>,
     ) -> Result<Array2<f32>, HeadError> {
-        let leverage = self.kernels(&[l2])?.1[0].min(MOST_ESTIMATED) as f32;
+        let leverage = self.kernels(&[l2], MORE_PROBES)?.1[0].min(MOST_ESTIMATED) as f32;
         let listed = parts.listed();
         for (mut answers, &row) in answers.rows_mut().into_iter().zip(listed.train) {
             answers

@@ -146,10 +146,10 @@ fn of_wide_features_the_equations_are_solved_and_one_space_gives_the_path() {
             answers.iter().enumerate().map(|(class, &answer)| (f64::from(answer) - target(row, class)).powi(2)).sum::<f64>()
         });
         let expected = errors.sum::<f64>() / rows / (1.0 - leverage).powi(2);
-        if leverage < 0.85 {
+        if leverage < 0.65 {
             let found = point.leave_one_out_error.unwrap();
             assert!((found / expected - 1.0).abs() < 0.25, "{l2}: {found} {expected}");
-        } else if leverage > 0.95 {
+        } else if leverage > 0.8 {
             assert_eq!(point.leave_one_out_error, None, "{l2}");
         }
     }
@@ -210,7 +210,7 @@ fn of_more_features_than_rows_no_strength_is_taken_that_repeats_the_labels() {
         let fitted = few(features).fit(HeadParams { solver: Solver::Ridge, ..HeadParams::default() }).unwrap();
         let path = &fitted.ridge.as_ref().unwrap().path;
         assert!(path[0].leave_one_out_error.is_none(), "{features}: {:?}", path[0]);
-        assert!(path.iter().all(|point| point.leave_one_out_error.is_none_or(|error| error > 0.3)), "{features}: {path:?}");
+        assert!(path.iter().all(|point| point.leave_one_out_error.is_none_or(|error| error > 0.25)), "{features}: {path:?}");
         assert!(fitted.l2 > 0.05, "{features}: {}", fitted.l2);
     }
 }
