@@ -82,12 +82,13 @@ fn path_of_l2(features: usize) -> Vec<f64> {
 
 /// The strength that gets most of the rows held out right, of equals the one with the smaller error; where nothing is held out or
 /// every row could be left out, the one with the smallest error so. Squared errors ask for more L2 than right answers do. Without a
-/// path it is the one that was asked for.
-fn best(path: &[RidgePoint], l2s: &[f64]) -> f64 {
+/// path there is one strength, the first.
+fn best(path: &[RidgePoint]) -> usize {
     let wrong = |point: &RidgePoint| 1.0 - point.holdout_accuracy.unwrap_or_default();
     let error = |point: &RidgePoint| point.holdout_error.or(point.leave_one_out_error).unwrap_or(f64::INFINITY);
-    let best = path.iter().rev().min_by(|a, b| wrong(a).total_cmp(&wrong(b)).then(error(a).total_cmp(&error(b))));
-    best.map_or(l2s[0], |point| point.l2)
+    let points = path.iter().enumerate().rev();
+    let best = points.min_by(|(_, a), (_, b)| wrong(a).total_cmp(&wrong(b)).then(error(a).total_cmp(&error(b))));
+    best.map_or(0, |(step, _)| step)
 }
 
 /// Rows as least squares goes through them, and what is known of the training rows.
@@ -112,14 +113,12 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
         let left = squares.leave_one_out(parts, &l2s)?;
         (left.path.clone(), Some(left))
     };
-    let l2 = best(&path, &l2s);
+    let step = best(&path);
+    let l2 = l2s[step];
     let mut weights = squares.weights(l2)?;
     let train = parts.listed().train;
     let left_out = match left {
-        Some(left) => {
-            let step = l2s.iter().position(|other| other.total_cmp(&l2).is_eq()).unwrap_or(0);
-            Some(left.leave_out(step, parts, answers(&weights, parts, train)?)?)
-        }
+        Some(left) => Some(left.leave_out(step, parts, answers(&weights, parts, train)?)?),
         None => None,
     };
     let scale = match &left_out {
@@ -161,7 +160,7 @@ fn kept(
 ) -> Result<Option<Vec<usize>>, HeadError> {
     let Some(budget) = params.budget.filter(|&budget| budget < statistics.features()) else { return Ok(None) };
     let path = estimate(&LeastSquares::new(statistics, None), parts, l2s)?;
-    deletion::select(statistics, best(&path, l2s), budget).map(Some)
+    deletion::select(statistics, l2s[best(&path)], budget).map(Some)
 }
 
 /// The path, where there is a choice.

@@ -75,19 +75,17 @@ fn index(i: usize, j: usize) -> usize {
 
 impl<T: Real> Tiles<T> {
     pub(super) fn zeros(side: usize) -> Self {
-        Self::from_tiles(side, |i, j, rows, columns| Mat::zeros(rows.min(side - i), columns.min(side - j)))
+        Self::from_fn(side, |_, _| T::of(0.0))
     }
 
     /// Of its values: row and column, in every tile that is kept, so also above the diagonal of a tile on it.
     pub(super) fn from_fn(side: usize, value: impl Fn(usize, usize) -> T + Sync) -> Self {
-        Self::from_tiles(side, |i, j, rows, columns| {
-            Mat::from_fn(rows.min(side - i), columns.min(side - j), |row, column| value(i + row, j + column))
-        })
-    }
-
-    /// From the first row, the first column and the sides that a tile has at most.
-    fn from_tiles(side: usize, tile: impl Fn(usize, usize, usize, usize) -> Mat<T> + Sync) -> Self {
-        let tiles = places(side).into_par_iter().map(|(i, j)| tile(i * TILE, j * TILE, TILE, TILE)).collect();
+        let length = |first: usize| TILE.min(side - first);
+        let tiles = places(side).into_par_iter().map(|(i, j)| {
+            let (i, j) = (i * TILE, j * TILE);
+            Mat::from_fn(length(i), length(j), |row, column| value(i + row, j + column))
+        });
+        let tiles = tiles.collect();
         Self { side, tiles }
     }
 

@@ -156,8 +156,7 @@ fn named(model: &Model, cut: &Cut, names: &[String]) -> Result<Vec<Tap>, OnnxErr
         OnnxError::NoMap { origin: origin(), tensor: tensor.to_owned(), reason }
     };
     let unknown = |name: &str| {
-        let alone = ["pooled", "multi", "multi-all"].into_iter().find(|word| word.eq_ignore_ascii_case(name));
-        if let Some(word) = alone {
+        if let Some((word, _)) = Layers::WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(name)) {
             let nearest = vec![format!("{word}, alone and in small letters")];
             return OnnxError::UnknownLayer { origin: origin(), name: name.to_owned(), nearest };
         }

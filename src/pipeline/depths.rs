@@ -9,8 +9,7 @@ use serde::Serialize;
 
 use super::fit::{Fit, Loaded, labelled};
 use super::outcome::DEPTHS;
-use super::{Context, Interrupted, Pipeline, PipelineError};
-use crate::evaluate::argmax;
+use super::{Context, Interrupted, Pipeline, PipelineError, extras};
 use crate::events::{Event, Unit};
 use crate::head::{self, Examples, Head, HeadParams, ParamGuard as _};
 use crate::run::RunDir;
@@ -79,13 +78,7 @@ fn alone(
     let head = head::fit(&checked, &examples, &mut go_on).map_err(|error| rows.name(error))?.head;
     let accuracy = |features: &SplitFeatures, scored: &[usize]| -> Result<Option<f64>, PipelineError> {
         let logits = head.logits(features.embeddings.slice(columns).select(Axis(0), scored).view())?;
-        let answers = logits.outer_iter().map(|row| row.to_slice().map_or(0, argmax));
-        let right = scored
-            .iter()
-            .zip(answers)
-            .filter(|&(&row, answer)| features.labels[row].is_some_and(|label| usize::try_from(label) == Ok(answer)));
-        let right = right.count() as f64;
-        Ok((!scored.is_empty()).then(|| right / scored.len() as f64))
+        Ok((!scored.is_empty()).then(|| extras::accuracy(&logits, &features.labels, scored)))
     };
     let tested = rows.test.as_ref().map(|test| accuracy(test, &labelled(&test.labels, 0..test.ids.len())));
     let kernel = whole.kernel();

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ndarray::Axis;
+use ndarray::{Array2, Axis};
 use serde::Serialize;
 
 use super::fit::{Fit, Loaded, Wanted, labelled};
@@ -14,7 +14,7 @@ use crate::evaluate::{argmax, mean_interval, wilson_interval};
 use crate::events::{Event, Unit};
 use crate::head::{self, HeadError, NearestMean, ParamGuard as _, Queries};
 use crate::run::{BaselineScore, BaselineSplit, RunDir};
-use crate::store::{SplitFeatures, Store};
+use crate::store::SplitFeatures;
 
 /// Heads on `shots` images of each class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,7 +47,7 @@ impl Fit {
             return Ok(loaded);
         }
         let params = &pipeline.settings.head;
-        let store = Store::open(&pipeline.features)?.with_transform(params.transform);
+        let store = pipeline.open_store()?;
         let wanted = Wanted::of(params);
         in_memory(&store, params, wanted, what, "")?;
         Loaded::new(store, params, wanted)
@@ -186,10 +186,7 @@ fn shot_scores(
             if context.stop.load(Ordering::Relaxed) {
                 return Err(Interrupted("stopped; the head on all images is kept, shots.csv is not written".into()).into());
             }
-            let logits = fitted.head.logits(x.view())?;
-            let answers = logits.outer_iter().map(|row| row.to_slice().map_or(0, argmax));
-            let right = scored.iter().zip(answers).filter(|&(&row, answer)| is(features.labels[row], answer)).count();
-            let accuracy = right as f64 / scored.len() as f64;
+            let accuracy = accuracy(&fitted.head.logits(x.view())?, &features.labels, &scored);
             table.push(Repeat { shots, repeat: repeat + 1, rows: train.len(), accuracy });
             accuracies.push(accuracy);
         }
@@ -198,6 +195,12 @@ fn shot_scores(
         found.push(Shots { shots, accuracy, interval, repeats: accuracies, split: split.to_owned() });
     }
     Ok((found, table))
+}
+
+/// Share of the scored rows that logits, one row each, get right.
+pub(super) fn accuracy(logits: &Array2<f32>, labels: &[Option<i32>], scored: &[usize]) -> f64 {
+    let answers = logits.outer_iter().map(|row| row.to_slice().map_or(0, argmax));
+    scored.iter().zip(answers).filter(|&(&row, answer)| is(labels[row], answer)).count() as f64 / scored.len() as f64
 }
 
 fn is(label: Option<i32>, class: usize) -> bool {

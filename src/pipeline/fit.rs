@@ -59,7 +59,7 @@ impl Loaded {
 pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epoch: OnEpoch<'_>) -> Result<Fit, PipelineError> {
     let params = &pipeline.settings.head;
     let checked = params.clone().check()?;
-    let store = Store::open(&pipeline.features)?.with_transform(params.transform);
+    let store = pipeline.open_store()?;
     let run = RunDir::new(&pipeline.run);
     let settings = serde_json::to_value(params).unwrap_or_default();
     let fit_key = fit_key(&store, &settings);

@@ -5,6 +5,8 @@ mod depths;
 mod extract;
 mod extras;
 mod fit;
+#[cfg(test)]
+mod fixture;
 mod outcome;
 mod proof;
 mod report;
@@ -34,6 +36,7 @@ use crate::events::Observer;
 use crate::head::{ParamGuard as _, Solver};
 use crate::onnx::Layers;
 use crate::runtime::{Compute, RuntimeOptions};
+use crate::store::{Store, StoreError};
 
 /// Anything that a stage can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -256,6 +259,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// Opens the feature store, read as the head wants it.
+    fn open_store(&self) -> Result<Store, StoreError> {
+        Ok(Store::open(&self.features)?.with_transform(self.settings.head.transform))
+    }
+
     /// Settles what the settings leave open.
     ///
     /// # Errors

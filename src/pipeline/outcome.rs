@@ -5,6 +5,7 @@ use super::scoring::Scoring;
 use super::streamed::Features;
 use super::{Pipeline, PipelineError};
 use crate::head::{Checkpoints, Head, HeadParams, Origin, Ridge, RidgePoint, Statistics};
+use crate::report;
 use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, SWEEP_JOURNAL, TrainedRows};
 use crate::store::{Manifest, Place, Row, Store};
 
@@ -82,8 +83,8 @@ impl Outcome<'_> {
     pub(super) fn write(self, run: &RunDir, pipeline: &Pipeline) -> Result<(), PipelineError> {
         for name in [
             "metrics.json",
-            "report.html",
-            "report.json",
+            report::HTML,
+            report::JSON,
             SHOTS,
             DEPTHS,
             SWEEP,

@@ -32,7 +32,7 @@ pub struct Reported {
 pub fn report(pipeline: &Pipeline, context: &Context<'_>, always: bool) -> Result<Reported, PipelineError> {
     let run = RunDir::new(&pipeline.run);
     let metrics = run.metrics()?;
-    let (html, json) = (run.file("report.html"), run.file("report.json"));
+    let (html, json) = (run.file(report::HTML), run.file(report::JSON));
     let whole = || std::fs::read_to_string(&html).is_ok_and(|page| page.trim_end().ends_with("</html>"));
     if !always && whole() && reported_fit(&run).as_deref() == Some(metrics.fit_key.as_str()) {
         return Ok(Reported { outcome: StageOutcome::UpToDate, html, json, facts: None });
@@ -57,7 +57,7 @@ pub fn report(pipeline: &Pipeline, context: &Context<'_>, always: bool) -> Resul
 
 /// The fit that the report in a run directory is about.
 fn reported_fit(run: &RunDir) -> Option<String> {
-    let text = std::fs::read_to_string(run.file("report.json")).ok()?;
+    let text = std::fs::read_to_string(run.file(report::JSON)).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     Some(json.get("metrics")?.get("fit_key")?.as_str()?.to_owned())
 }

@@ -27,7 +27,6 @@ use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::events::{Event, Unit};
 use crate::head::{self, Fitted, HeadParams, ParamGuard as _, Split};
 use crate::run::{METRICS_SCHEMA, Metrics, RunDir, SWEEP_JOURNAL, SplitRecord, SweepRecord, Trial};
-use crate::store::Store;
 
 /// Name of the task that is told of.
 const TASK: &str = "sweep";
@@ -41,7 +40,7 @@ const TASK: &str = "sweep";
 pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<Fit, PipelineError> {
     let base = &pipeline.settings.head;
     let candidates = plan.candidates(base)?;
-    let store = Store::open(&pipeline.features)?.with_transform(base.transform);
+    let store = pipeline.open_store()?;
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);

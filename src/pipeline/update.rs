@@ -54,7 +54,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
             return Err(refused(format!("{} is missing; {remedy}", run.file(name).display())));
         }
     }
-    let store = Store::open(&pipeline.features)?.with_transform(params.transform);
+    let store = pipeline.open_store()?;
     warn_of_missing(&store, pipeline, context);
     let (mut statistics, origin) = Statistics::load(&run.file(Statistics::FILE))?;
     let manifest = store.manifest();

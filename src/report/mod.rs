@@ -16,6 +16,11 @@ use serde::Serialize;
 
 use crate::run::{RunDir, RunError};
 
+/// The page, in the run.
+pub const HTML: &str = "report.html";
+/// What the page shows, for programs.
+pub const JSON: &str = "report.json";
+
 mod facts;
 mod page;
 mod plots;
@@ -188,8 +193,8 @@ pub fn write(inputs: &Inputs) -> Result<Written, ReportError> {
     let mut facts = facts::gather(inputs)?;
     let html = page::render(&mut facts, inputs)?;
     let json = serde_json::to_vec_pretty(&facts)
-        .map_err(|error| RunError::Damaged { path: inputs.run.file("report.json"), reason: error.to_string() })?;
-    inputs.run.write("report.json", &json)?;
-    inputs.run.write("report.html", html.as_bytes())?;
-    Ok(Written { html: inputs.run.file("report.html"), json: inputs.run.file("report.json"), facts })
+        .map_err(|error| RunError::Damaged { path: inputs.run.file(JSON), reason: error.to_string() })?;
+    inputs.run.write(JSON, &json)?;
+    inputs.run.write(HTML, html.as_bytes())?;
+    Ok(Written { html: inputs.run.file(HTML), json: inputs.run.file(JSON), facts })
 }

@@ -15,7 +15,9 @@ const KEPT: f64 = 2.0 / 3.0;
 pub(super) fn select(statistics: &Statistics, l2: f64, budget: usize) -> Result<Vec<usize>, HeadError> {
     let mut kept: Vec<usize> = (0..statistics.features()).collect();
     while kept.len() > budget {
-        let costs = LeastSquares::new(statistics, Some(&kept)).cost_of_deletion(l2)?;
+        // In the first round all are there, and nothing is copied.
+        let some = (kept.len() < statistics.features()).then_some(kept.as_slice());
+        let costs = LeastSquares::new(statistics, some).cost_of_deletion(l2)?;
         let mut order: Vec<usize> = (0..kept.len()).collect();
         order.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]).then(a.cmp(&b)));
         order.truncate(budget.max((kept.len() as f64 * KEPT) as usize));

@@ -4,16 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::assets::Search;
-use crate::pipeline::{Override, Settings, baselines, few_shots};
+use crate::pipeline::fixture::pipeline;
+use crate::pipeline::{baselines, few_shots};
 use crate::store::fixture;
-
-fn pipeline(dir: &Path, set: &[&str]) -> Pipeline {
-    let folders =
-        [format!("output.features={}", dir.join("features").display()), format!("output.run={}", dir.join("run").display())];
-    let set = folders.iter().map(String::as_str).chain(set.iter().copied());
-    let overrides: Vec<_> = set.map(|text| Override::parse(text).unwrap()).collect();
-    Pipeline::new(Settings::load(None, &overrides).unwrap(), None).unwrap()
-}
 
 fn context<'a>(stop: &'a AtomicBool, stoppable: &'a AtomicBool) -> Context<'a> {
     Context { search: Search::from_env(true), library: None, observe: &crate::events::ignore, stop, stoppable }
@@ -21,7 +14,8 @@ fn context<'a>(stop: &'a AtomicBool, stoppable: &'a AtomicBool) -> Context<'a> {
 
 fn fit(dir: &Path, set: &[&str]) -> Result<Fit, String> {
     let (stop, stoppable) = (AtomicBool::new(false), AtomicBool::new(false));
-    let found = fit_head(&pipeline(dir, set), &context(&stop, &stoppable), true, &mut |_| std::ops::ControlFlow::Continue(()));
+    let found =
+        fit_head(&pipeline(dir, "run", set), &context(&stop, &stoppable), true, &mut |_| std::ops::ControlFlow::Continue(()));
     found.map_err(|error| error.to_string())
 }
 
@@ -32,7 +26,7 @@ fn what_comes_after_a_fit_does_not_read_the_features_again() {
     let mut found = fit(dir.path(), &["head.epochs=2", "head.knn_k=7"]).unwrap();
     fs::remove_dir_all(dir.path().join("features")).unwrap();
     let (stop, stoppable) = (AtomicBool::new(false), AtomicBool::new(false));
-    let (context, pipeline) = (context(&stop, &stoppable), pipeline(dir.path(), &["head.epochs=2", "head.knn_k=7"]));
+    let (context, pipeline) = (context(&stop, &stoppable), pipeline(dir.path(), "run", &["head.epochs=2", "head.knn_k=7"]));
     baselines(&pipeline, &context, &mut found).unwrap();
     let neighbours = &found.metrics.baselines[2];
     assert_eq!((neighbours.name.as_str(), neighbours.k, neighbours.temperature), ("nearest_neighbours", Some(7), Some(0.07)));

@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use crate::assets::Search;
-use crate::pipeline::{Context, Override, Pipeline, Settings, baselines, fit_head};
+use crate::pipeline::fixture::pipeline;
+use crate::pipeline::{Context, baselines, fit_head};
 use crate::run::{Metrics, RunDir};
 use crate::store::{KeyParts, fixture};
 
@@ -15,14 +16,6 @@ fn store(change: impl Fn(usize, &mut Vec<f32>) + Sync) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fixture::write(&dir.path().join("features"), &[("train", 9000), ("test", 1000)], 64, 4, change);
     dir
-}
-
-fn pipeline(dir: &Path, run: &str, set: &[&str]) -> Pipeline {
-    let folders =
-        [format!("output.features={}", dir.join("features").display()), format!("output.run={}", dir.join(run).display())];
-    let set = folders.iter().map(String::as_str).chain(set.iter().copied());
-    let overrides: Vec<_> = set.map(|text| Override::parse(text).unwrap()).collect();
-    Pipeline::new(Settings::load(None, &overrides).unwrap(), None).unwrap()
 }
 
 /// 4,000 images of 64 features in two views, 500 to test: 1.1 MiB without the views.

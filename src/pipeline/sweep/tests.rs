@@ -4,16 +4,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::assets::Search;
-use crate::pipeline::{Override, Settings};
+use crate::pipeline::fixture::pipeline;
 use crate::store::fixture;
-
-fn pipeline(dir: &Path, run: &str, set: &[&str]) -> Pipeline {
-    let folders =
-        [format!("output.features={}", dir.join("features").display()), format!("output.run={}", dir.join(run).display())];
-    let set = folders.iter().map(String::as_str).chain(set.iter().copied());
-    let overrides: Vec<_> = set.map(|text| Override::parse(text).unwrap()).collect();
-    Pipeline::new(Settings::load(None, &overrides).unwrap(), None).unwrap()
-}
 
 /// Sweeps, and stops once so many heads are fitted; the error is as text. Also what was told.
 fn run(dir: &Path, name: &str, set: &[&str], plan: &Plan, stop_after: u64) -> (Result<Metrics, String>, String) {
