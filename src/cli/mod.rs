@@ -13,6 +13,7 @@ mod report;
 mod run;
 mod say;
 mod shell;
+mod summary;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::options::{HeadArgs, ImageArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
-use super::{extract, fit_head, report};
+use super::{extract, fit_head, report, summary};
 use crate::head::Solver;
-use crate::pipeline::{self, Goal, StageOutcome};
+use crate::pipeline::{self, Goal, ReportOptions, StageOutcome};
 
 /// Arguments of `tlpipe run`.
 #[derive(Clone, Debug, Args)]
@@ -50,17 +50,20 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     tell(fit_head::summary(&pipeline, &fit))?;
 
     let report_started = Instant::now();
-    let reported = pipeline::report(&pipeline, context, false)?;
+    let reported = pipeline::report(&pipeline, context, &ReportOptions { always: false, ..ReportOptions::default() })?;
     let report_seconds = report_started.elapsed().as_secs_f64();
     tell_stage(stage("report", reported.outcome, report_seconds))?;
-    tell(report::summary(&reported))?;
+    tell(report::said(&reported))?;
+    if let Some(facts) = &reported.facts {
+        tell_stage(format!("\n{}\n", summary::text(facts)))?;
+    }
 
     let seconds = started.elapsed().as_secs_f64();
     let idle = [extracted.outcome, fit.outcome, reported.outcome].iter().all(|outcome| *outcome == StageOutcome::UpToDate);
     let result = json!({
         "extract": extract::as_json(&extracted),
         "fit_head": fit.metrics,
-        "report": { "html": reported.html, "json": reported.json },
+        "report": report::paths(&reported),
         "seconds": { "extract": extract_seconds, "fit_head": fit_seconds, "report": report_seconds, "all": seconds },
         "up_to_date": idle,
     });

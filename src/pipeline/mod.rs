@@ -20,13 +20,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use compare::{ComparedRun, Comparison, Pair, compare};
+pub use compare::compare;
 pub use depths::{Depth, depths};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
-pub use report::{Reported, report};
+pub use report::{ReportOptions, Reported, report, report_compared};
 pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
 pub use update::update;
@@ -341,6 +341,13 @@ fn suffix(layers: &Layers) -> String {
     }
 }
 
+/// A path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
 /// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.
 fn short_name(source: &str) -> String {
     let stem = Path::new(source).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -373,6 +380,14 @@ mod tests {
         }
         settings.output.run = Some("r".into());
         assert_eq!(Pipeline::new(settings, None).unwrap().run, Path::new("r"));
+    }
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(
+            ["runs/a-1.toml", "my photos", "it's", ""].map(|path| quoted(Path::new(path))),
+            ["runs/a-1.toml", "'my photos'", r"'it'\''s'", "''"]
+        );
     }
 
     #[test]

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod browser;
+mod chromium;
 mod cli;
 mod compare;
 mod golden;
