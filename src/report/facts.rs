@@ -21,7 +21,7 @@ pub const REPORT_SCHEMA: u32 = 3;
 const MISTAKES: usize = 40;
 
 /// Least certain answers that are kept and shown.
-const UNCERTAIN: usize = 20;
+const UNCERTAIN: usize = 24;
 
 /// Images behind cells of the confusion matrix that are named in all, and for one cell at least and at most.
 const EXAMPLES: (usize, usize, usize) = (1200, 4, 24);
@@ -109,7 +109,7 @@ pub struct Examined {
     pub mistakes: usize,
     /// The most confident of them, worst first; at most 40.
     pub worst_mistakes: Vec<Answer>,
-    /// The answers given with the least confidence, right or wrong; at most 20.
+    /// The answers given with the least confidence, right or wrong; at most 24.
     pub least_certain: Vec<Answer>,
 }
 

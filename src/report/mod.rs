@@ -98,7 +98,7 @@ pub enum ReportError {
         found: String,
     },
     /// A plot could not be drawn.
-    #[error("{plot}: cannot be drawn: {reason}; report.json can be read without it")]
+    #[error("{plot}: cannot be drawn: {reason}")]
     Plot {
         /// Which one.
         plot: &'static str,
@@ -106,7 +106,7 @@ pub enum ReportError {
         reason: String,
     },
     /// The page could not be put together.
-    #[error("report.html: {0}; report.json can be read without it")]
+    #[error("the page cannot be put together: {0}; the JSON of an earlier report can be read without it")]
     Page(#[from] minijinja::Error),
 }
 

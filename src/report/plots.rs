@@ -183,7 +183,7 @@ type UnitChart<'a, 'b> =
 fn unit_chart<'a, 'b>(root: &'a DrawingArea<SVGBackend<'b>, Shift>, highest: f64) -> Result<UnitChart<'a, 'b>, ReportError> {
     let mut chart = ChartBuilder::on(root)
         .margin_top(10 * SCALE)
-        .margin_right(14 * SCALE)
+        .margin_right(22 * SCALE)
         .x_label_area_size(24 * SCALE)
         .y_label_area_size(46 * SCALE)
         .build_cartesian_2d(0.0..1.0, 0.0..highest)
@@ -198,7 +198,8 @@ fn unit_chart<'a, 'b>(root: &'a DrawingArea<SVGBackend<'b>, Shift>, highest: f64
         .x_labels(6)
         .y_labels(6)
         .x_label_formatter(&|value| Scale::Percent.write(*value))
-        .y_label_formatter(&|value| Scale::Percent.write(*value))
+        // Nought is below the other axis already.
+        .y_label_formatter(&|value| if *value == 0.0 { String::new() } else { Scale::Percent.write(*value) })
         .draw()
         .map_err(|error| failed(&error))?;
     Ok(chart)
@@ -223,7 +224,7 @@ pub(super) fn scatter(label: &str, spots: &[Spot]) -> Result<String, ReportError
             root.draw(&circle).map_err(|error| failed(&error))?;
         }
         for (_, &place) in spots.iter().zip(&places).filter(|(spot, _)| !spot.right) {
-            root.draw(&Circle::new(place, 4 * SCALE, INK.stroke_width(SCALE * 5 / 4))).map_err(|error| failed(&error))?;
+            root.draw(&Circle::new(place, 4 * SCALE, INK.stroke_width(SCALE))).map_err(|error| failed(&error))?;
         }
         Ok(())
     })?;

@@ -109,12 +109,10 @@ fn finding(kind: String) -> String {
         "duplicate" => "Exact duplicates",
         "near_duplicate" => "Near duplicates",
         "leak" => "Leaks between train and test",
+        "label_conflict" => "Copies with different labels",
         "label_error" => "Labels that are probably wrong",
         "outlier" => "Outliers",
-        "imbalance" => "Class imbalance",
-        "few_images" => "Classes with too few images",
-        "dead_feature" => "Dead features",
-        "constant_feature" => "Constant features",
+        "not_finite" => "Features that are no numbers",
         "small_image" => "Images far smaller than the input",
         other => {
             let mut words = other.replace('_', " ");
