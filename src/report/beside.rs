@@ -76,6 +76,8 @@ pub struct AuditKind {
     pub count: usize,
     /// What to do about them.
     pub suggestion: Option<String>,
+    /// Why it was not looked for; none where it was.
+    pub skipped: Option<String>,
     /// The strongest, at most 12.
     pub strongest: Vec<AuditRow>,
 }
@@ -126,12 +128,12 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    pub(super) fn read(run: &RunDir) -> Self {
+    pub(super) fn read(run: &RunDir, store_key: &str) -> Self {
         let mut notes = Vec::new();
         let l2_path = noted(&mut notes, rows(&run.file("l2_path.csv")), "l2_path.csv", "tlpipe fit-head");
         let shots = noted(&mut notes, rows(&run.file("shots.csv")), "shots.csv", "tlpipe fit-head --shots");
         let depths = noted(&mut notes, rows(&run.file("depths.csv")), "depths.csv", "tlpipe fit-head --depths");
-        let audit = noted(&mut notes, audit(run), "audit.json or audit.parquet", "tlpipe audit");
+        let audit = noted(&mut notes, audit(run, store_key), "audit.json or audit.parquet", "tlpipe audit");
         Self { l2_path, shots: repeated(shots), depths, audit, notes }
     }
 }
@@ -167,7 +169,7 @@ fn repeated(rows: Vec<ShotRow>) -> Vec<ShotFacts> {
 }
 
 /// The findings of an audit; none where there was none.
-fn audit(run: &RunDir) -> Result<Option<AuditFacts>, String> {
+fn audit(run: &RunDir, store_key: &str) -> Result<Option<AuditFacts>, String> {
     let (table, summary) = (run.file("audit.parquet"), run.file("audit.json"));
     if !table.exists() && !summary.exists() {
         return Ok(None);
@@ -176,18 +178,22 @@ fn audit(run: &RunDir) -> Result<Option<AuditFacts>, String> {
         Ok(text) => serde_json::from_str(&text).map_err(|error| format!("audit.json: {error}"))?,
         Err(_) => Value::Null,
     };
+    if summary.get("store_key").and_then(Value::as_str).is_some_and(|key| key != store_key) {
+        return Err("it is of other features than this run".into());
+    }
     let mut found = if table.exists() { findings(&table).map_err(|error| error.to_string())? } else { BTreeMap::new() };
     let mut kinds = Vec::new();
     for listed in summary.get("findings").and_then(Value::as_array).into_iter().flatten() {
         let Some(kind) = listed.get("kind").and_then(Value::as_str) else { continue };
         let (counted, strongest) = found.remove(kind).unwrap_or_default();
         let count = listed.get("count").and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
-        let suggestion = listed.get("suggestion").and_then(Value::as_str).map(str::to_owned);
-        kinds.push(AuditKind { kind: kind.to_owned(), count: count.unwrap_or(counted), suggestion, strongest });
+        let text = |key: &str| listed.get(key).and_then(Value::as_str).map(str::to_owned);
+        let (suggestion, skipped) = (text("suggestion"), text("skipped"));
+        kinds.push(AuditKind { kind: kind.to_owned(), count: count.unwrap_or(counted), suggestion, skipped, strongest });
     }
     kinds.extend(found.into_iter().map(|(kind, (count, strongest))| {
         let suggestion = strongest.first().and_then(|row| row.suggestion.clone());
-        AuditKind { kind, count, suggestion, strongest }
+        AuditKind { kind, count, suggestion, skipped: None, strongest }
     }));
     let data_curve = summary.get("data_curve").filter(|curve| !curve.is_null()).cloned();
     Ok(Some(AuditFacts { kinds, data_curve }))

@@ -22,7 +22,7 @@ const POINTS: usize = 500;
 const MARKERS: usize = 40;
 
 /// Size of the map, pixels of the page at 1:1.
-const MAP: (u32, u32) = (720, 560);
+const MAP: (u32, u32) = (720, 470);
 
 /// Colours that tell classes and runs apart: the page's `--c0` to `--c9`.
 pub(super) const COLOURS: usize = 10;

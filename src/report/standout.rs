@@ -231,7 +231,7 @@ fn leaks(facts: &Facts) -> Option<Standout> {
     (leaks > 0 && rows > 0).then(|| Standout {
         kind: "leaks",
         text: format!(
-            "The audit found {leaks} pairs of nearly the same image in train and test: at most {} of the test images are no test at all.",
+            "The audit found {leaks} leaks, images that stand in two splits nearly or exactly alike: up to {} of the images it is judged by are no test at all.",
             percent((leaks as f64 / rows as f64).min(1.0))
         ),
         weight: 3.0 + 60.0 * leaks as f64 / rows as f64,

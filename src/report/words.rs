@@ -1,6 +1,7 @@
 //! Numbers and kinds as the templates write them.
 
 use minijinja::Environment;
+use minijinja::value::{Value, ValueKind};
 
 /// What stands for a value that does not exist.
 const NONE: &str = "–";
@@ -17,6 +18,8 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("count", count);
     environment.add_filter("duration", duration);
     environment.add_filter("finding", finding);
+    environment.add_filter("setting", setting);
+    environment.add_filter("id", id);
     environment.add_filter("words", |name: String| name.replace('_', " "));
 }
 
@@ -103,6 +106,31 @@ fn duration(seconds: Option<f64>) -> String {
     }
 }
 
+/// A row id as markup that is broken before the row's number and behind a folder, rather than anywhere.
+fn id(id: String) -> Value {
+    let mut markup = String::with_capacity(id.len() + 16);
+    for letter in id.chars() {
+        match letter {
+            '#' => markup.push_str("<wbr>#"),
+            '/' => markup.push_str("/<wbr>"),
+            '<' => markup.push_str("&lt;"),
+            '>' => markup.push_str("&gt;"),
+            '&' => markup.push_str("&amp;"),
+            '"' => markup.push_str("&quot;"),
+            other => markup.push(other),
+        }
+    }
+    Value::from_safe_string(markup)
+}
+
+/// A setting as it is given on a command line.
+fn setting(value: Value) -> String {
+    match value.kind() {
+        ValueKind::Bool => value.is_true().to_string(),
+        _ => value.to_string(),
+    }
+}
+
 /// A kind of finding of the audit, for a reader.
 fn finding(kind: String) -> String {
     let text = match kind.as_str() {
@@ -140,6 +168,8 @@ mod tests {
         assert_eq!(duration(Some(725.2)), "12\u{a0}min 05\u{a0}s");
         assert_eq!(duration(Some(7800.0)), "2\u{a0}h 10\u{a0}min");
         assert_eq!([0.01, 0.0, 1e-4, 3.162e-5, 2e6].map(|value| small(Some(value))), ["0.01", "0", "1e-4", "3.16e-5", "2e6"]);
+        assert_eq!(id("a/<b>&c#7".into()).to_string(), "a/<wbr>&lt;b&gt;&amp;c<wbr>#7");
+        assert_eq!([Value::from(true), Value::from("sqrt"), Value::from(0.5)].map(setting), ["true", "sqrt", "0.5"]);
         assert_eq!((points(0.012), points(-0.5)), ("+1.20".into(), "-50.00".into()));
         assert_eq!(["leak", "odd_kind", "é"].map(|kind| finding(kind.into())), ["Leaks between train and test", "Odd kind", "é"]);
     }

@@ -12,6 +12,8 @@
   const count = (number) => number.toLocaleString("en-US");
   const name = (index) => data.classes[index];
   const isolated = (text) => make("bdi", { textContent: text });
+  // Broken before a row's number and behind a folder, rather than anywhere.
+  const identifier = (id) => make("bdi", {}, ...id.split(/(?=#)|(?<=\/)/).flatMap((part, at) => at ? [make("wbr"), part] : [part]));
   const source = (picture) => {
     const [start, rest] = data.pictures.rests[picture];
     return data.pictures.starts[start] + rest;
@@ -65,7 +67,7 @@
     one("ol", dialog).replaceChildren(...items.map(([id, confidence, picture]) => make("li", {},
       show(picture, id),
       make("div", { className: "line" }, make("span", { textContent: "confidence" }), make("span", { textContent: percent(confidence) })),
-      make("div", { className: "id", title: id }, isolated(id)))));
+      make("div", { className: "id", title: id }, identifier(id)))));
     dialog.showModal();
     one("button", dialog).focus();
   };
@@ -149,7 +151,7 @@
       const answer = point.label === point.predicted ? [make("b", {}, isolated(name(point.label)))]
         : [make("b", {}, isolated(name(point.predicted))), " instead of ", make("b", {}, isolated(name(point.label)))];
       tip.replaceChildren(show(point.picture, ""), make("div", {}, ...answer, ` · ${percent(point.confidence)}`),
-        make("div", { className: "muted" }, isolated(point.id)));
+        make("div", { className: "muted" }, identifier(point.id)));
       tip.hidden = false;
       const box = svg.getBoundingClientRect();
       const scale = box.width / svg.viewBox.baseVal.width;
