@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::beside::{AuditKind, AuditRow};
+use super::beside::{AuditKind, AuditRow, L2Point};
 use super::facts::{ClassFigures, Examined, Facts, source_split};
 use super::pictures::{Album, Picture, Place, Stock};
 use super::plots::{FIRST, Line, SECOND, Scale, Spot, heat_map, histogram, lines, on_map, reliability, scatter};
@@ -43,7 +43,7 @@ const SHOWN_EPOCHS: usize = 100;
 struct Plots {
     loss: Option<String>,
     accuracy: Option<String>,
-    l2: Option<String>,
+    l2: Vec<(&'static str, String)>,
     heat_map: Option<String>,
     reliability: Option<String>,
     histogram: Option<String>,
@@ -70,11 +70,11 @@ pub(super) fn render(facts: &mut Facts, inputs: &Inputs) -> Result<String, Repor
         template.render(context! {
             facts => Serde(facts),
             headline => headline.clone(),
-            curves => !facts.history.is_empty() || plots.l2.is_some(),
+            curves => !facts.history.is_empty() || !plots.l2.is_empty(),
             loss => safe(&plots.loss),
             accuracy => safe(&plots.accuracy),
             has_holdout => facts.history.iter().any(|epoch| epoch.val_loss.is_some()),
-            l2_plot => safe(&plots.l2),
+            l2_plots => plots.l2.iter().map(|(name, svg)| (*name, Value::from_safe_string(svg.clone()))).collect::<Vec<_>>(),
             l2_what => if left_out { "hold-out" } else { "each row left out in turn" },
             heat_map => safe(&plots.heat_map),
             reliability => safe(&plots.reliability),
@@ -135,7 +135,7 @@ impl Plots {
         Ok(Self {
             loss: drawn(|record| record.loss, |record| record.val_loss, "Loss by epoch", Scale::Plain)?,
             accuracy: drawn(|record| record.accuracy, |record| record.val_accuracy, "Accuracy by epoch", Scale::Percent)?,
-            l2: l2_plot(facts)?,
+            l2: l2_plots(facts)?,
             heat_map: heat.transpose()?,
             reliability: bins.map(|bins| reliability("Accuracy by confidence", bins)).transpose()?,
             histogram: bins.map(|bins| histogram("Images by confidence", bins)).transpose()?,
@@ -151,18 +151,28 @@ impl Plots {
     }
 }
 
-/// Accuracy over the strengths of L2.
-fn l2_plot(facts: &Facts) -> Result<Option<String>, ReportError> {
+/// Error and accuracy over the strengths of L2; the one that was chosen is marked.
+fn l2_plots(facts: &Facts) -> Result<Vec<(&'static str, String)>, ReportError> {
+    type Of = fn(&L2Point) -> Option<f64>;
+    let figures: [(&str, Of, Scale); 2] = [
+        ("Squared error", |point| point.holdout_error.or(point.leave_one_out_error), Scale::Plain),
+        ("Accuracy", |point| point.holdout_accuracy.or(point.leave_one_out_accuracy), Scale::Percent),
+    ];
+    let mut drawn = Vec::new();
     if facts.l2_path.len() < 2 {
-        return Ok(None);
+        return Ok(drawn);
     }
-    let points = facts
-        .l2_path
-        .iter()
-        .filter(|point| point.l2 > 0.0)
-        .filter_map(|point| Some((point.l2.log10(), point.holdout_accuracy.or(point.leave_one_out_accuracy)?)));
-    let line = Line { points: points.collect(), colour: SECOND, marked: true };
-    lines("Accuracy by strength of L2", &[line], Scale::Power, Scale::Percent)
+    let chosen = |point: &&L2Point| (point.l2 / facts.fit.l2 - 1.0).abs() < 1e-6;
+    for (name, of, scale) in figures {
+        let place = |point: &L2Point| Some((point.l2.log10(), of(point)?));
+        let path = || facts.l2_path.iter().filter(|point| point.l2 > 0.0);
+        let of_path = [
+            Line { points: path().filter_map(place).collect(), colour: SECOND, marked: true },
+            Line { points: path().filter(chosen).filter_map(place).collect(), colour: FIRST, marked: true },
+        ];
+        drawn.extend(lines(name, &of_path, Scale::Power, scale)?.map(|svg| (name, svg)));
+    }
+    Ok(drawn)
 }
 
 /// A table of the confusion matrix.

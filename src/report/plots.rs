@@ -122,7 +122,9 @@ pub(super) fn lines(label: &str, lines: &[Line], across: Scale, up: Scale) -> Re
             let drawn = LineSeries::new(line.points.iter().copied(), line.colour.stroke_width(2 * SCALE));
             chart.draw_series(drawn).map_err(|error| failed(&error))?;
             if line.points.len() == 1 || (line.marked && line.points.len() <= MARKERS) {
-                let markers = line.points.iter().map(|&point| Circle::new(point, 3 * SCALE, line.colour.filled()));
+                // A point by itself is there to be seen.
+                let radius = if line.points.len() == 1 { 5 } else { 3 };
+                let markers = line.points.iter().map(|&point| Circle::new(point, radius * SCALE, line.colour.filled()));
                 chart.draw_series(markers).map_err(|error| failed(&error))?;
             }
         }

@@ -351,7 +351,7 @@ fn a_head_of_one_step_has_no_curves() {
         "l2,leave_one_out_error,leave_one_out_accuracy,holdout_error,holdout_accuracy\n0.001,0.5,,0.4,0.7\n0.01,0.4,,0.3,0.8\n";
     fixture.run.write("l2_path.csv", path.as_bytes()).unwrap();
     let (page, written) = fixture.report();
-    assert!(page.contains("closed form") && !page.contains("Loss by epoch") && page.contains("Accuracy by strength of L2"));
+    assert!(page.contains("closed form") && !page.contains("Loss by epoch") && page.contains("</b> by strength of L2"));
     let fit = written.facts.fit;
     assert_eq!((fit.trained_on, fit.held_out, fit.refitted, fit.budget), (8, 1, true, Some(512)));
     assert!(fit.closed_form && fit.l2_chosen);
