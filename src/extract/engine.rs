@@ -66,11 +66,9 @@ impl Plan<'_> {
     /// enough that the weights are not fetched anew for each image: with MobileNetV2 on cores of 1 MiB, 64 images of 32 pixels,
     /// 8 of 96, 2 of 224, each 10 to 40 % above a batch of 16. A card wants many.
     pub(super) fn with_batch_for(&self, session: &Session) -> Self {
-        const PIXELS: usize = 80_000;
-        const MOST: usize = 64;
-        let side = self.spec.side as usize;
-        let on_processor = session.on_processor();
-        let suited = if on_processor { ((PIXELS + side * side / 2) / (side * side)).clamp(1, MOST) } else { MOST };
+        let (pixels, least, most) = if session.on_processor() { (80_000, 1, 64) } else { (3_200_000, 32, 256) };
+        let an_image = self.spec.side as usize * self.spec.side as usize;
+        let suited = ((pixels + an_image / 2) / an_image).clamp(least, most);
         Self { batch: if self.batch == 0 { suited } else { self.batch }, ..self.clone() }
     }
 }

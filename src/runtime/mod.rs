@@ -18,11 +18,13 @@
 //! ```
 
 mod builds;
+mod card;
 mod compute;
 mod cuda;
 mod device;
 mod error;
 mod library;
+mod network;
 mod openvino;
 mod probe;
 mod provision;

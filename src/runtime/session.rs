@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ort::AsPointer as _;
@@ -11,9 +11,10 @@ use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session as OrtSession;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::sys::OrtValue;
 use ort::value::{DynValue, Tensor, TensorElementType, TensorRef, ValueType};
 
+use super::card::Card;
+use super::network::Network;
 use super::{Build, Compute, Device, Provider, RuntimeError, cuda, openvino};
 
 /// How to run a network.
@@ -32,16 +33,22 @@ enum Element {
     Uint8,
 }
 
+/// How runs of one network go together.
+enum Runs {
+    /// At the same time.
+    Together(Network),
+    /// One after the other.
+    InTurn(Mutex<Network>),
+    /// One after the other, on a card.
+    OnCard(Card),
+}
+
 /// A network of one image input and one output. Threads may share it: on ONNX Runtime's own CPU provider they run at the same
 /// time, with one copy of the weights between them, which is what the caches of the cores want; elsewhere one after the other.
 pub struct Session {
-    inner: OrtSession,
+    runs: Runs,
     element: Element,
-    input: CString,
-    output: CString,
     width: OnceLock<usize>,
-    /// Held during a run where runs must not overlap.
-    turn: Option<Mutex<()>>,
     build: Build,
     placement: BTreeMap<String, usize>,
     fallback: Option<String>,
@@ -63,12 +70,12 @@ impl Session {
         let SessionOptions { compute, threads } = *options;
         let on_processor = |fallback| {
             let inner = commit(environment, model, threads, None).map_err(|error| RuntimeError::Model(reason(&error)))?;
-            Self::checked(inner, Build::Cpu, fallback)
+            Self::checked(inner, (Build::Cpu, None), fallback)
         };
         let on_card = |card| {
             ready::<ep::CUDA>(Build::Cuda, cuda::missing(card))?;
             cuda::preload(library);
-            Self::on_provider(environment, model, threads, cuda::provider(card)?, (Build::Cuda, CUDA_LEAST))
+            Self::on_provider(environment, model, threads, cuda::provider(card)?, (Build::Cuda, Some(card), CUDA_LEAST))
         };
         let result = match (compute.provider(), compute.device()) {
             (Provider::Default, Device::Cpu) => return on_processor(None),
@@ -76,7 +83,7 @@ impl Session {
             (Provider::Default, Device::Cuda(card)) => on_card(card),
             (Provider::OpenVino, _) => ready::<ep::OpenVINO>(Build::OpenVino, compute.missing_hardware()).and_then(|()| {
                 let provider = openvino::provider(compute.precision(), threads.max(1));
-                Self::on_provider(environment, model, threads, provider, (Build::OpenVino, OPENVINO_LEAST))
+                Self::on_provider(environment, model, threads, provider, (Build::OpenVino, None, OPENVINO_LEAST))
             }),
         };
         result.map_err(|reason| RuntimeError::unavailable(compute, reason))
@@ -88,16 +95,16 @@ impl Session {
         model: &[u8],
         threads: usize,
         provider: ExecutionProviderDispatch,
-        (build, least): (Build, f64),
+        (build, card, least): (Build, Option<u32>, f64),
     ) -> Result<Self, String> {
         let inner = commit(environment, model, threads, Some(provider)).map_err(|error| reason(&error))?;
-        let session = Self::checked(inner, build, None).map_err(|error| error.to_string())?;
+        let session = Self::checked(inner, (build, card), None).map_err(|error| error.to_string())?;
         // Asked for, registered, and still: what counts is where the nodes are.
         took(session.placement(), build.provider(), least)?;
         Ok(session)
     }
 
-    fn checked(inner: OrtSession, build: Build, fallback: Option<String>) -> Result<Self, RuntimeError> {
+    fn checked(inner: OrtSession, (build, card): (Build, Option<u32>), fallback: Option<String>) -> Result<Self, RuntimeError> {
         let model = |reason: String| RuntimeError::Model(reason);
         let ([input], [output]) = (inner.inputs(), inner.outputs()) else {
             let found = format!("it has {} inputs and {} outputs, not one of each", inner.inputs().len(), inner.outputs().len());
@@ -121,8 +128,16 @@ impl Session {
         let name = |name: &str| CString::new(name).map_err(|error| model(format!("the name {name:?}: {error}")));
         let (input, output) = (name(input.name())?, name(output.name())?);
         let width = width.map_or_else(OnceLock::new, OnceLock::from);
-        let turn = (build != Build::Cpu).then(Mutex::default);
-        Ok(Self { inner, element, input, output, width, turn, build, placement, fallback })
+        let network = Network::new(inner, input, output);
+        let runs = match (build, card) {
+            (Build::Cpu, _) => Runs::Together(network),
+            (_, None) => Runs::InTurn(Mutex::new(network)),
+            (_, Some(card)) => {
+                let card = cuda::page_locked(card).and_then(|memory| Card::new(network, memory));
+                Runs::OnCard(card.map_err(|error| model(reason(&error)))?)
+            }
+        };
+        Ok(Self { runs, element, width, build, placement, fallback })
     }
 
     /// Runs a batch and gives the features, row-major `[N, D]`. `batch` holds `shape`'s product of values, in the layout
@@ -141,19 +156,7 @@ impl Session {
             return if images == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
         }
         let ort_failed = |error: ort::Error| failed(reason(&error));
-        let output = match self.element {
-            Element::Float32 => {
-                let input = TensorRef::from_array_view((shape, batch)).map_err(ort_failed)?;
-                self.answer(input.ptr())
-            }
-            Element::Uint8 => {
-                // `as` saturates, and turns NaN into 0.
-                let bytes: Vec<u8> = batch.iter().map(|value| value.round() as u8).collect();
-                let input = Tensor::from_array((shape, bytes)).map_err(ort_failed)?;
-                self.answer(input.ptr())
-            }
-        };
-        let output = output.map_err(ort_failed)?;
+        let output = self.answer(batch, shape).map_err(ort_failed)?;
         let (dimensions, rows) = output.try_extract_tensor::<f32>().map_err(ort_failed)?;
         if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(images) {
             return Err(failed(format!("the network answers with shape {dimensions:?}, not one row an image")));
@@ -166,31 +169,36 @@ impl Session {
         Ok(rows.to_vec())
     }
 
-    /// ONNX Runtime's `Run`, which `ort` gives to one caller at a time.
-    fn answer(&self, input: *const OrtValue) -> ort::Result<DynValue> {
-        let _turn = self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let (inputs, outputs) = ([self.input.as_ptr()], [self.output.as_ptr()]);
-        let mut output = ptr::null_mut();
-        // SAFETY: names and values are one each, end with a zero and outlive the call, and the session lives. ONNX Runtime
-        // documents that threads may call `Run` on one session at the same time; its CPU provider keeps no state between calls.
-        // Other providers have been seen to break that promise: theirs take turns.
-        let status = unsafe {
-            (ort::api().Run)(
-                self.inner.ptr().cast_mut(),
-                ptr::null(),
-                inputs.as_ptr(),
-                [input].as_ptr(),
-                1,
-                outputs.as_ptr(),
-                1,
-                &mut output,
-            )
+    fn answer(&self, batch: &[f32], shape: [usize; 4]) -> ort::Result<DynValue> {
+        // `as` saturates, and turns NaN into 0.
+        let byte = |value: &f32| value.round() as u8;
+        let run = |network: &Network| match self.element {
+            Element::Float32 => network.answer(TensorRef::from_array_view((shape, batch))?.ptr()),
+            Element::Uint8 => {
+                let bytes: Vec<u8> = batch.iter().map(byte).collect();
+                network.answer(Tensor::from_array((shape, bytes))?.ptr())
+            }
         };
-        // SAFETY: the status comes from ONNX Runtime and is passed on once.
-        unsafe { ort::Error::result_from_status(status) }?;
-        let output = NonNull::new(output).ok_or_else(|| ort::Error::new("the network gave no answer"))?;
-        // SAFETY: a successful `Run` gives a value that is ours to release, made by the session's allocator.
-        Ok(unsafe { DynValue::from_ptr(output, Some(self.inner.allocator())) })
+        match (&self.runs, self.element) {
+            (Runs::Together(network), _) => run(network),
+            (Runs::InTurn(network), _) => run(&network.lock().unwrap_or_else(PoisonError::into_inner)),
+            (Runs::OnCard(card), Element::Float32) => card.run(TensorElementType::Float32, shape, |input| {
+                input.try_extract_tensor_mut::<f32>()?.1.copy_from_slice(batch);
+                Ok(())
+            }),
+            (Runs::OnCard(card), Element::Uint8) => card.run(TensorElementType::Uint8, shape, |input| {
+                input.try_extract_tensor_mut::<u8>()?.1.iter_mut().zip(batch).for_each(|(to, from)| *to = byte(from));
+                Ok(())
+            }),
+        }
+    }
+
+    /// The same network, run by the processor as if it were a card.
+    #[cfg(test)]
+    pub(super) fn into_card(self) -> Self {
+        let Runs::Together(network) = self.runs else { return self };
+        let card = Card::new(network, ort::memory::MemoryInfo::default()).unwrap();
+        Self { runs: Runs::OnCard(card), ..self }
     }
 
     /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
@@ -205,7 +213,7 @@ impl Session {
 
     /// Whether only one thread at a time can run it, so that more threads want more sessions.
     pub fn takes_turns(&self) -> bool {
-        self.turn.is_some()
+        !matches!(self.runs, Runs::Together(_))
     }
 
     /// Number of the optimized network's nodes on each provider (`CPU`, `CUDA`).
@@ -224,9 +232,14 @@ impl Session {
     }
 }
 
-/// The message without ONNX Runtime's source line and status code before it.
+/// The message without ONNX Runtime's source line and status code before it, and what CUDA adds behind.
 fn reason(error: &ort::Error) -> String {
     let message = error.message();
+    if let Some((of_cuda, _)) = message.split_once(" ; GPU=") {
+        let said = of_cuda.rsplit_once("] ").map_or(of_cuda, |(_, said)| said);
+        let full = ["alloc", "memory"].iter().any(|word| said.to_lowercase().contains(word));
+        return format!("{said}{}", if full { "; the card's memory may be too small: give a smaller --batch" } else { "" });
+    }
     let text = message.split_once("[ONNXRuntimeError] : ").and_then(|(_, rest)| rest.splitn(3, " : ").nth(2));
     text.unwrap_or(message).trim().to_owned()
 }
@@ -306,6 +319,15 @@ fn placement(session: &OrtSession) -> ort::Result<BTreeMap<String, usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cuda_says_is_told_without_its_source_lines() {
+        let said = "/src/cuda_call.cc:154 std::conditional_t<THRW, void, Status> CudaCall(int) [with bool THRW = true] CUBLAS failure 3: \
+                    the resource allocation failed ; GPU=0 ; hostname=vm ; file=/src/cuda_stream_handle.cc ; line=79";
+        let said = reason(&ort::Error::new(said));
+        assert!(said.starts_with("CUBLAS failure 3: the resource allocation failed; "), "{said}");
+        assert!(said.ends_with("--batch"), "{said}");
+    }
 
     #[test]
     fn a_provider_that_took_too_little_is_refused_with_the_counts() {
