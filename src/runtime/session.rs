@@ -232,9 +232,12 @@ impl Session {
     }
 }
 
-/// The message without ONNX Runtime's source line and status code before it, and what CUDA adds behind.
 fn reason(error: &ort::Error) -> String {
-    let message = error.message();
+    plain(error.message())
+}
+
+/// The message without ONNX Runtime's source line and status code before it, and what CUDA adds behind.
+fn plain(message: &str) -> String {
     if let Some((of_cuda, _)) = message.split_once(" ; GPU=") {
         let said = of_cuda.rsplit_once("] ").map_or(of_cuda, |(_, said)| said);
         let full = ["alloc", "memory"].iter().any(|word| said.to_lowercase().contains(word));
@@ -324,7 +327,7 @@ mod tests {
     fn what_cuda_says_is_told_without_its_source_lines() {
         let said = "/src/cuda_call.cc:154 std::conditional_t<THRW, void, Status> CudaCall(int) [with bool THRW = true] CUBLAS failure 3: \
                     the resource allocation failed ; GPU=0 ; hostname=vm ; file=/src/cuda_stream_handle.cc ; line=79";
-        let said = reason(&ort::Error::new(said));
+        let said = plain(said);
         assert!(said.starts_with("CUBLAS failure 3: the resource allocation failed; "), "{said}");
         assert!(said.ends_with("--batch"), "{said}");
     }
