@@ -1,0 +1,36 @@
+//! What can stand between a fitted head and a classifier in one file.
+
+use std::path::PathBuf;
+
+use crate::onnx::OnnxError;
+
+/// What can go wrong with a classifier in one file.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// An entry of the metadata is missing or damaged.
+    #[error("{origin}: its metadata {key:?} cannot be used: {reason}; write the file anew with tlpipe export")]
+    Metadata {
+        /// The model.
+        origin: String,
+        /// The entry.
+        key: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file is a model, and not one that was exported.
+    #[error(
+        "{0}: this model says nothing of classes or preprocessing (no metadata of tlpipe's): give a file that tlpipe export wrote"
+    )]
+    Foreign(String),
+    /// A graph cannot be read or put together.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// A file cannot be written.
+    #[error("{path}: cannot be written ({source}); name another place with -o")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
