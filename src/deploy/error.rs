@@ -22,6 +22,17 @@ pub enum DeployError {
         "{0}: this model says nothing of classes or preprocessing (no metadata of tlpipe's): give a file that tlpipe export wrote"
     )]
     Foreign(String),
+    /// What was asked for cannot be made of these parts.
+    #[error("{origin}: {reason}")]
+    Refused {
+        /// The backbone.
+        origin: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The head cannot be used.
+    #[error(transparent)]
+    Head(#[from] crate::head::HeadError),
     /// A graph cannot be read or put together.
     #[error(transparent)]
     Onnx(#[from] OnnxError),

@@ -8,9 +8,14 @@
 //! ```
 
 mod error;
+mod merge;
 mod metadata;
+mod preprocess;
+#[cfg(test)]
+mod tests;
 
 pub use error::DeployError;
+pub use merge::{MergeOptions, Parts, merge, used};
 pub use metadata::{
     CLASS_INDEX, Columns, IMAGE, InputKind, InputRecord, Metadata, MetricsRecord, PROBABILITIES, Provenance, SplitSummary,
     StoreKey,

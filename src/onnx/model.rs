@@ -82,6 +82,12 @@ impl Model {
         self
     }
 
+    /// The same model with its message changed.
+    pub(super) fn change(mut self, change: impl FnOnce(&mut ModelProto)) -> Self {
+        change(&mut self.proto);
+        self
+    }
+
     /// The graph; `decode` has made sure that there is one.
     pub(super) fn graph(&self) -> &GraphProto {
         self.proto.graph.as_ref().unwrap_or(&NO_GRAPH)
