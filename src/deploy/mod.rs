@@ -7,16 +7,20 @@
 //! class_index    int64 [N]
 //! ```
 
+mod card;
 mod error;
 mod merge;
 mod metadata;
+mod parity;
 mod preprocess;
 #[cfg(test)]
 mod tests;
 
+pub use card::{CARD, Card, LABELS, label_lines};
 pub use error::DeployError;
 pub use merge::{MergeOptions, Parts, merge, used};
 pub use metadata::{
     CLASS_INDEX, Columns, IMAGE, InputKind, InputRecord, Metadata, MetricsRecord, PROBABILITIES, Provenance, SplitSummary,
     StoreKey,
 };
+pub use parity::{Bound, Comparison, Deployed, KeptAnswer, Parity, Said, Sample, Stage, short_hash, stage};
