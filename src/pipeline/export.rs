@@ -228,11 +228,13 @@ struct Owned {
     segments: Vec<Segment>,
     head: Head,
     spec: ImageSpec,
+    dtype: Dtype,
 }
 
 impl Owned {
     fn parts(&self) -> Parts<'_> {
-        Parts { backbone: &self.backbone, segments: &self.segments, head: &self.head, spec: &self.spec }
+        let Self { backbone, segments, head, spec, dtype } = self;
+        Parts { backbone, segments, head, spec, dtype: *dtype }
     }
 }
 
@@ -256,11 +258,11 @@ fn build(
     let owned = match deploy::used(head, made.backbone.segments())? {
         Some((segments, head)) => {
             let backbone = onnx::cut_segments(&whole, &own(&segments)).map_err(DeployError::from)?;
-            Owned { backbone, segments, head, spec: made.spec.clone() }
+            Owned { backbone, segments, head, spec: made.spec.clone(), dtype: made.key.dtype }
         }
         None => {
             let segments = made.backbone.segments().to_vec();
-            Owned { backbone: whole, segments, head: head.clone(), spec: made.spec.clone() }
+            Owned { backbone: whole, segments, head: head.clone(), spec: made.spec.clone(), dtype: made.key.dtype }
         }
     };
     let temperature = match (options.calibrated, metrics.temperature) {
