@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod data;
 mod doctor;
+mod export;
 mod extract;
 mod fit_head;
 mod models;
@@ -13,6 +14,7 @@ mod report;
 mod run;
 mod say;
 mod shell;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -89,6 +91,10 @@ enum Command {
     Compare(compare::CompareArgs),
     /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
     Bench(bench::BenchArgs),
+    /// Backbone and head as one classifier.onnx, proven equal to what was scored.
+    Export(export::ExportArgs),
+    /// Prove a classifier.onnx again, and score it on labelled images.
+    Verify(verify::VerifyArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -169,6 +175,8 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Report(args) => report::main(args, &shell),
         Command::Compare(args) => compare::main(args, &shell),
         Command::Bench(args) => bench::main(args, &shell),
+        Command::Export(args) => export::main(args, &shell),
+        Command::Verify(args) => verify::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),
