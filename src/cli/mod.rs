@@ -7,7 +7,9 @@ mod doctor;
 mod extract;
 mod fit_head;
 mod models;
+mod open;
 mod options;
+mod predict;
 mod progress;
 mod report;
 mod run;
@@ -89,6 +91,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
     Bench(bench::BenchArgs),
+    /// Classify images.
+    Predict(predict::PredictArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -131,7 +135,8 @@ pub fn main() -> ExitCode {
     let status = status(&error);
     let text = say::chain(&error);
     say::error(&text);
-    if cli.global.json {
+    // One object, and that was the result.
+    if cli.global.json && !error.is::<predict::SomeFailed>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -169,6 +174,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Report(args) => report::main(args, &shell),
         Command::Compare(args) => compare::main(args, &shell),
         Command::Bench(args) => bench::main(args, &shell),
+        Command::Predict(args) => predict::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
+use crate::assets::AssetError;
+use crate::dataset::DatasetError;
+use crate::extract::flow::Lost;
 use crate::onnx::OnnxError;
+use crate::runtime::RuntimeError;
 
 /// What can go wrong with a classifier in one file.
 #[derive(Debug, thiserror::Error)]
@@ -44,4 +48,44 @@ pub enum DeployError {
         /// Why.
         source: std::io::Error,
     },
+    /// The model cannot be had.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// ONNX Runtime cannot run it.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The images cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The model is no classifier that can be used.
+    #[error("{model}: not a classifier that can be used here: {reason}")]
+    Unfit {
+        /// The ONNX file.
+        model: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A user's word against what the model says of itself.
+    #[error(
+        "{0}: this classifier says itself what its classes and its preprocessing are; leave out --labels, --input-size, --resize and \
+         --pixels"
+    )]
+    Known(PathBuf),
+    /// The file of class names cannot be used.
+    #[error("{path}: {reason}; give a text file with the name of a class in each line")]
+    Labels {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A worker thread ended without an answer.
+    #[error("a worker thread stopped unexpectedly")]
+    Worker,
+}
+
+impl From<Lost> for DeployError {
+    fn from(Lost: Lost) -> Self {
+        Self::Worker
+    }
 }

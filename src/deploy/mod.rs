@@ -7,13 +7,17 @@
 //! class_index    int64 [N]
 //! ```
 
+mod classifier;
 mod error;
+mod foreign;
 mod merge;
 mod metadata;
+pub mod predict;
 mod preprocess;
 #[cfg(test)]
 mod tests;
 
+pub use classifier::{Classifier, Hints, Loader, Opening};
 pub use error::DeployError;
 pub use merge::{MergeOptions, Parts, merge, used};
 pub use metadata::{
