@@ -14,6 +14,7 @@ mod progress;
 mod report;
 mod run;
 mod say;
+mod serve;
 mod shell;
 
 use std::path::PathBuf;
@@ -93,6 +94,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Classify images.
     Predict(predict::PredictArgs),
+    /// The same over HTTP.
+    Serve(serve::ServeArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -175,6 +178,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Compare(args) => compare::main(args, &shell),
         Command::Bench(args) => bench::main(args, &shell),
         Command::Predict(args) => predict::main(args, &shell),
+        Command::Serve(args) => serve::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),

@@ -21,14 +21,12 @@ pub struct ClassifierArgs {
     /// Images a batch of the network; 0 is as many as suit the image size.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=4096))]
     batch: u16,
-    #[command(flatten)]
-    foreign: ForeignArgs,
 }
 
 /// What a user knows of a model that says nothing of itself.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "For a model that tlpipe did not export")]
-struct ForeignArgs {
+pub struct ForeignArgs {
     /// Text file with the name of a class in each line.
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -55,12 +53,12 @@ fn pixel_scale(text: &str) -> Result<PixelScale, String> {
 
 impl ClassifierArgs {
     /// Finds it and starts it; gives the number of threads that will ask, too.
-    pub fn open(&self, shell: &Shell<'_>) -> anyhow::Result<(Classifier, usize)> {
+    pub fn open(&self, foreign: &ForeignArgs, shell: &Shell<'_>) -> anyhow::Result<(Classifier, usize)> {
         let context = &shell.context;
         let (compute, threads) = shell.machine()?;
         let located = Finder::new(context.search.clone())?.model(&self.model, context.observe)?;
         let runtime = Runtime::start(&locate(&context.runtime_options(compute), context.observe)?)?;
-        let ForeignArgs { labels, input_size, resize, pixels } = self.foreign.clone();
+        let ForeignArgs { labels, input_size, resize, pixels } = foreign.clone();
         let hints = Hints { labels, side: input_size, resize, pixels };
         let opening = Opening { compute, threads, batch: usize::from(self.batch), hints };
         let classifier = Classifier::open(&located, &runtime, &opening).map_err(|error| match error {

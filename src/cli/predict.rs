@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::open::ClassifierArgs;
+use super::open::{ClassifierArgs, ForeignArgs};
 use super::options::Usage;
 use super::say;
 use super::shell::Shell;
@@ -63,6 +63,8 @@ pub struct PredictArgs {
     /// Column of the images or their paths, where the usual names do not find it.
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
+    #[command(flatten)]
+    foreign: ForeignArgs,
 }
 
 /// Some images could not be used: exit status 1, after the result.
@@ -83,7 +85,7 @@ pub fn main(args: &PredictArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let inputs = args.inputs(shell)?;
     // A place that cannot be written is said before anything is done.
     let mut out = Out::open(args)?;
-    let (classifier, threads) = args.classifier.open(shell)?;
+    let (classifier, threads) = args.classifier.open(&args.foreign, shell)?;
     let to_person = args.out.is_none() && format == Format::Table && io::stdout().is_terminal();
     let mut sink = Sink {
         rows: args.rows(format, &mut out, &classifier)?,

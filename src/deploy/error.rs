@@ -1,5 +1,7 @@
 //! What can stand between a fitted head and a classifier in one file.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::assets::AssetError;
@@ -79,6 +81,17 @@ pub enum DeployError {
         /// Why.
         reason: String,
     },
+    /// There is no place to be served at.
+    #[error("{address}: {}", bind_reason(.address, .source))]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The operating system gives no threads.
+    #[error("the system gives no threads or connections: {0}; stop other programs, or raise its limits")]
+    System(std::io::Error),
     /// A worker thread ended without an answer.
     #[error("a worker thread stopped unexpectedly")]
     Worker,
@@ -87,5 +100,19 @@ pub enum DeployError {
 impl From<Lost> for DeployError {
     fn from(Lost: Lost) -> Self {
         Self::Worker
+    }
+}
+
+fn bind_reason(address: &SocketAddr, error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!(
+                "port {} is in use; stop what listens there, or choose another with --port (0: any that is free)",
+                address.port()
+            )
+        }
+        ErrorKind::PermissionDenied => format!("{error}; ports below 1024 are the system's: choose another with --port"),
+        ErrorKind::AddrNotAvailable => format!("{error}; --host must be an address of this machine"),
+        _ => format!("{error}; choose another with --host and --port"),
     }
 }

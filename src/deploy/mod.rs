@@ -14,6 +14,7 @@ mod merge;
 mod metadata;
 pub mod predict;
 mod preprocess;
+pub mod serve;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,7 @@ mod watch;
 use std::cmp::Ordering;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
+pub(super) use formats::Row;
 pub use formats::{Csv, Format, Json, JsonLines, Rows, Summary, UnknownFormat};
 pub use parquet::Parquet;
 pub use watch::Watch;
@@ -181,6 +182,8 @@ fn batch(
     let mut loaded = Vec::with_capacity(records.len());
     for Record { id, image, .. } in records {
         let added = image.read()?.and_then(|bytes| loader.add(&bytes));
+        // The row says already which image it is about.
+        let added = added.map_err(|reason| reason.strip_prefix(&format!("{id}: ")).unwrap_or(&reason).to_owned());
         loaded.push((id, added));
     }
     let probabilities = classifier.probabilities(worker, loader)?;
