@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod data;
 mod doctor;
+mod export;
 mod extract;
 mod fit_head;
 mod models;
@@ -16,6 +17,7 @@ mod run;
 mod say;
 mod serve;
 mod shell;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +94,10 @@ enum Command {
     Compare(compare::CompareArgs),
     /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
     Bench(bench::BenchArgs),
+    /// Backbone and head as one classifier.onnx, proven equal to what was scored.
+    Export(export::ExportArgs),
+    /// Prove a classifier.onnx again, and score it on labelled images.
+    Verify(verify::VerifyArgs),
     /// Classify images.
     Predict(predict::PredictArgs),
     /// The same over HTTP.
@@ -177,6 +183,8 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Report(args) => report::main(args, &shell),
         Command::Compare(args) => compare::main(args, &shell),
         Command::Bench(args) => bench::main(args, &shell),
+        Command::Export(args) => export::main(args, &shell),
+        Command::Verify(args) => verify::main(args, &shell),
         Command::Predict(args) => predict::main(args, &shell),
         Command::Serve(args) => serve::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),

@@ -4,11 +4,11 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::Parity;
 use crate::assets::AssetError;
 use crate::dataset::DatasetError;
 use crate::extract::flow::Lost;
 use crate::onnx::OnnxError;
-use crate::runtime::RuntimeError;
 
 /// What can go wrong with a classifier in one file.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,46 @@ pub enum DeployError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// The model does not answer as a classifier does.
+    #[error("the model's answer cannot be used: {0}; write the file anew with tlpipe export")]
+    Answer(String),
+    /// The model does not give the answers of the cached path.
+    #[error(
+        "{path}: not written: the model does not give the answers that the run scored: on {} images of {} probabilities differ by up \
+         to {:.1e} (allowed {:.0e}), and the first class agrees for {:.2} % (at least {:.2} %); the stage that differs: {stage}",
+        parity.images, parity.split, parity.max_difference, parity.bound.difference, 100.0 * parity.agreement,
+        100.0 * parity.bound.agreement
+    )]
+    Parity {
+        /// The file.
+        path: PathBuf,
+        /// What was compared.
+        parity: Box<Parity>,
+        /// Where it leaves the cached path.
+        stage: String,
+    },
+    /// The model does not answer as it did when it was exported.
+    #[error(
+        "{model}: it does not answer as it did when it was exported: on {} images of {} probabilities differ by up to {:.1e} (allowed {:.0e}), \
+         and the first class agrees for {:.2} % (at least {:.2} %); the file or ONNX Runtime has changed: export it anew",
+        parity.images, parity.split, parity.max_difference, parity.bound.difference, 100.0 * parity.agreement,
+        100.0 * parity.bound.agreement
+    )]
+    Differs {
+        /// The model.
+        model: String,
+        /// What was compared.
+        parity: Box<Parity>,
+    },
+    /// ONNX Runtime failed.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
+    /// The card cannot be written.
+    #[error("the model card cannot be written: {0}")]
+    Card(#[from] minijinja::Error),
+    /// A file is in the way that is not ours.
+    #[error("{0}: this file was not written by tlpipe, and would be replaced; move it, or name another folder with -o")]
+    InTheWay(PathBuf),
     /// The head cannot be used.
     #[error(transparent)]
     Head(#[from] crate::head::HeadError),
@@ -53,9 +93,6 @@ pub enum DeployError {
     /// The model cannot be had.
     #[error(transparent)]
     Asset(#[from] AssetError),
-    /// ONNX Runtime cannot run it.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
     /// The images cannot be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),

@@ -8,11 +8,12 @@
 //! | `tlpipe.store_key` | object: `key` of the features that the head was fitted on, and its parts |
 //! | `tlpipe.metrics` | object: what the head scored |
 //! | `tlpipe.provenance` | object: backbone, source, versions, how the file was made |
+//! | `tlpipe.parity` | object: how it compared with the cached path, and some of the answers there; none where it was not compared |
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::DeployError;
+use super::{DeployError, Parity};
 use crate::image::ImageSpec;
 use crate::onnx::Model;
 use crate::run::{Metrics, SplitScore};
@@ -31,6 +32,7 @@ const INPUT_KEY: &str = "tlpipe.input";
 const STORE_KEY: &str = "tlpipe.store_key";
 const METRICS_KEY: &str = "tlpipe.metrics";
 const PROVENANCE_KEY: &str = "tlpipe.provenance";
+const PARITY_KEY: &str = "tlpipe.parity";
 
 /// What a classifier takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +182,8 @@ pub struct Metadata {
     pub metrics: MetricsRecord,
     /// Where it came from.
     pub provenance: Provenance,
+    /// How it compared with the cached path; none where it was not compared.
+    pub parity: Option<Parity>,
 }
 
 impl Metadata {
@@ -199,6 +203,7 @@ impl Metadata {
             store_key: entry(model, STORE_KEY)?,
             metrics: entry(model, METRICS_KEY)?,
             provenance: entry(model, PROVENANCE_KEY)?,
+            parity: model.metadata(PARITY_KEY).map(|_| entry(model, PARITY_KEY)).transpose()?,
         };
         if metadata.classes.is_empty() {
             return Err(damaged(model, CLASSES_KEY, "no class is named"));
@@ -214,14 +219,18 @@ impl Metadata {
     /// # Errors
     /// When a value cannot be written as JSON.
     pub fn entries(&self) -> Result<Vec<(String, String)>, DeployError> {
-        Ok(vec![
+        let mut entries = vec![
             written(CLASSES_KEY, &self.classes)?,
             written(PREPROCESSING_KEY, &self.preprocessing)?,
             written(INPUT_KEY, &self.input)?,
             written(STORE_KEY, &self.store_key)?,
             written(METRICS_KEY, &self.metrics)?,
             written(PROVENANCE_KEY, &self.provenance)?,
-        ])
+        ];
+        if let Some(parity) = &self.parity {
+            entries.push(written(PARITY_KEY, parity)?);
+        }
+        Ok(entries)
     }
 }
 
@@ -279,6 +288,7 @@ pub(crate) mod tests {
                 columns: Columns::default(),
                 precision: "fp32".into(),
             },
+            parity: None,
         }
     }
 

@@ -7,17 +7,20 @@
 //! class_index    int64 [N]
 //! ```
 
+mod card;
 mod classifier;
 mod error;
 mod foreign;
 mod merge;
 mod metadata;
+mod parity;
 pub mod predict;
 mod preprocess;
 pub mod serve;
 #[cfg(test)]
 mod tests;
 
+pub use card::{CARD, Card, LABELS, label_lines};
 pub use classifier::{Classifier, Hints, Loader, Opening};
 pub use error::DeployError;
 pub use merge::{MergeOptions, Parts, merge, used};
@@ -25,3 +28,4 @@ pub use metadata::{
     CLASS_INDEX, Columns, IMAGE, InputKind, InputRecord, Metadata, MetricsRecord, PROBABILITIES, Provenance, SplitSummary,
     StoreKey,
 };
+pub use parity::{Bound, Comparison, Deployed, KeptAnswer, Parity, Said, Sample, Stage, short_hash, stage};
