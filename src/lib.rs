@@ -36,6 +36,7 @@
 pub mod assets;
 pub mod cli;
 pub mod dataset;
+pub mod deploy;
 pub mod evaluate;
 pub mod events;
 pub mod extract;

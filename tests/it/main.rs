@@ -7,6 +7,7 @@ mod browser;
 mod chromium;
 mod cli;
 mod compare;
+mod export;
 mod golden;
 mod incremental;
 mod layers;
