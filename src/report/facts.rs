@@ -109,7 +109,7 @@ pub struct Examined {
     pub mistakes: usize,
     /// The most confident of them, worst first; at most 40.
     pub worst_mistakes: Vec<Answer>,
-    /// The answers given with the least confidence, right or wrong; at most 24.
+    /// The answers given with the least confidence, right or wrong; at most 24, and half of the rows.
     pub least_certain: Vec<Answer>,
 }
 
@@ -341,7 +341,7 @@ fn examine(predictions: &Predictions, metrics: &Metrics) -> Result<Option<(Exami
         majority: largest as f64 / score.rows.max(1) as f64,
         mistakes: score.rows.saturating_sub(right),
         worst_mistakes: answers.iter().filter(|answer| !answer.is_right()).take(MISTAKES).cloned().collect(),
-        least_certain: answers.iter().rev().take(UNCERTAIN).cloned().collect(),
+        least_certain: answers.iter().rev().take(UNCERTAIN.min(answers.len().div_ceil(2))).cloned().collect(),
         classes: score.per_class.iter().cloned().enumerate().map(|(index, score)| ClassFigures { index, score }).collect(),
         examples: examples(&confusion, &answers),
         confusion,
