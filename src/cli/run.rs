@@ -17,7 +17,7 @@ use crate::pipeline::{self, Goal, StageOutcome};
 #[command(
     after_help = "Examples:\n  tlpipe run pipelines/quickstart.toml\n  tlpipe run pipelines/cifar10.toml --input-size 160\n  \
     tlpipe run --data ./photos --features features/photos --run runs/photos\n  \
-    tlpipe run pipelines/cifar10-multi.toml --no-cache        one fit, no features left behind"
+    tlpipe run --data ./photos --layers multi-all --no-cache        one fit, no features left behind"
 )]
 pub struct RunArgs {
     #[command(flatten)]
