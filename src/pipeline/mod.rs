@@ -15,6 +15,7 @@ mod scoring;
 mod settings;
 mod streamed;
 mod sweep;
+mod uncached;
 mod update;
 mod verify;
 
@@ -32,6 +33,7 @@ pub use proof::{Proof, prove};
 pub use report::{ReportOptions, Reported, report, report_compared};
 pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
+pub use uncached::{Uncached, fit_uncached};
 pub use update::update;
 pub use verify::{Verified, VerifyOptions, verify};
 

@@ -20,5 +20,6 @@ mod sources;
 mod support;
 mod sweep;
 mod trouble;
+mod uncached;
 mod update;
 mod views;
