@@ -10,6 +10,7 @@
 //!   sweep.csv             one row a candidate, where a sweep chose the settings
 //!   shots.csv, depths.csv  heads on few images, and on one depth of the network each, where they were asked for
 //!   report.html report.json
+//!   audit.parquet audit.json data_curve.csv  what is wrong with the images, where it was asked for; they know no head
 //!   statistics.safetensors, statistics.parquet  of ridge: what the head follows from, and the rows it is of
 //!   l2_path.csv, left_out.parquet  of ridge: every strength of L2; each training row's answer by a fit without it
 //!   sweep.partial           only while a sweep runs or after it was stopped: what it has fitted
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{AUDIT_SCHEMA, Summary};
 use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, ConfusionCell, Scaled, TopK};
 use crate::head::Checkpoints;
 use crate::persist::persist;
@@ -37,6 +39,13 @@ pub const METRICS_SCHEMA: u32 = 2;
 
 /// What a sweep has fitted so far; the file in a run folder is there only until the sweep is done.
 pub const SWEEP_JOURNAL: &str = "sweep.partial";
+
+/// What an audit found: each finding, a summary, and the error against the number of training images.
+pub const AUDIT_FINDINGS: &str = "audit.parquet";
+/// The summary.
+pub const AUDIT: &str = "audit.json";
+/// The error against the number of training images.
+pub const DATA_CURVE: &str = "data_curve.csv";
 
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +72,14 @@ pub enum RunError {
     /// There is no fitted head here.
     #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head with the same pipeline or flags")]
     Missing(PathBuf),
+    /// The summary of an audit is not what it should be.
+    #[error("{path}: {reason}; audit again: tlpipe audit with the same pipeline or flags")]
+    DamagedAudit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file is not what it should be.
     #[error("{path}: {reason}; fit the head again: tlpipe fit-head with the same pipeline or flags")]
     Damaged {
@@ -339,8 +356,9 @@ impl RunDir {
         fs::create_dir_all(&self.path).and_then(|()| tempfile::tempfile_in(&self.path).map(drop)).map_err(unwritable)?;
         // The head is the first file of a run; folders beside it, such as a feature store, are the user's own.
         let mut files = self.path.read_dir().map_err(unwritable)?.flatten().filter(|entry| entry.path().is_file());
-        // A first fit or sweep that was stopped leaves these alone.
-        let own = |name: &str| name.starts_with(".tmp-") || [Checkpoints::FILE, SWEEP_JOURNAL].contains(&name);
+        // A first fit or sweep that was stopped leaves these alone, or an audit before the first fit.
+        let left = [Checkpoints::FILE, SWEEP_JOURNAL, AUDIT, AUDIT_FINDINGS, DATA_CURVE];
+        let own = |name: &str| name.starts_with(".tmp-") || left.contains(&name);
         let foreign = !self.file("head.safetensors").is_file() && files.any(|entry| !own(&entry.file_name().to_string_lossy()));
         if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }
     }
@@ -376,6 +394,39 @@ impl RunDir {
         let text = serde_json::to_vec_pretty(metrics)
             .map_err(|error| RunError::Damaged { path: path.clone(), reason: error.to_string() })?;
         self.write("metrics.json", &text)
+    }
+
+    /// Reads `audit.json`; none where there was no audit.
+    ///
+    /// # Errors
+    /// When the file is damaged or of another version.
+    pub fn audit(&self) -> Result<Option<Summary>, RunError> {
+        let path = self.file(AUDIT);
+        let damaged = |reason: String| RunError::DamagedAudit { path: path.clone(), reason };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RunError::Io { path, source }),
+        };
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        match value.get("schema").and_then(serde_json::Value::as_u64) {
+            Some(schema) if schema == u64::from(AUDIT_SCHEMA) => {}
+            found => {
+                let found = found.map_or_else(|| "none".to_owned(), |schema| schema.to_string());
+                return Err(damaged(format!("schema {found}, this tlpipe reads schema {AUDIT_SCHEMA}")));
+            }
+        }
+        serde_json::from_value(value).map(Some).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Writes `audit.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_audit(&self, summary: &Summary) -> Result<(), RunError> {
+        let text = serde_json::to_vec_pretty(summary)
+            .map_err(|error| RunError::DamagedAudit { path: self.file(AUDIT), reason: error.to_string() })?;
+        self.write(AUDIT, &text)
     }
 
     /// Reads `history.csv`.

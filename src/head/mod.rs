@@ -75,7 +75,7 @@ pub use neighbours::{Near, Nearest, nearest_among};
 pub use params::{HeadParams, HeadValidParams, HoldOut, Solver, ViewUse};
 pub use ridge::{LeftOut, Ridge, RidgePoint, ScaleBy, ridge_head, ridge_left_out};
 pub use schedule::Schedule;
-pub use shots::few;
+pub use shots::{few, stratified_order};
 pub use standardize::Standardization;
 pub use statistics::{Change, Origin, Statistics};
 pub use stream::{FeatureSource, Streamed, fit_streamed};
