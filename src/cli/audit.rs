@@ -35,7 +35,10 @@ fn share(text: &str) -> Result<f64, String> {
 
 /// Audits the images.
 pub fn main(args: &AuditArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
-    let pipeline = shell.pipeline(&args.pipeline.or_recorded()?, args.images.overrides())?;
+    let flags = args.images.overrides();
+    // Images that are named are not those of the run.
+    let named = if flags.is_empty() { args.pipeline.or_recorded()? } else { args.pipeline.clone() };
+    let pipeline = shell.pipeline(&named, flags)?;
     let plan = AuditPlan { near: args.near, data_curve: args.data_curve };
     let audited = pipeline::audit(&pipeline, &shell.context, plan)?;
     let summary = &audited.summary;
@@ -57,20 +60,16 @@ pub fn main(args: &AuditArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
 /// A line a kind that was found.
 fn table(summary: &Summary) -> String {
     let found = summary.findings.iter().filter(|kind| kind.count > 0);
-    say::table(&["found", "count", "strongest", "what to do"], found.map(line))
+    say::table(&["found", "count", "what to do, and the strongest of them"], found.map(line))
 }
 
 fn line(kind: &KindSummary) -> Vec<String> {
-    let strongest = kind.strongest.as_ref().map_or_else(String::new, |strongest| {
-        let place = |split: Option<&String>, id: &str| split.map_or_else(|| id.to_owned(), |split| format!("{split}/{id}"));
-        let own = place(strongest.split.as_ref(), &strongest.id);
-        match &strongest.other_id {
-            Some(other) => format!("{own} = {}", place(strongest.other_split.as_ref(), other)),
-            None => format!("{own}: {}", strongest.suggestion),
-        }
+    let strongest = kind.strongest.as_ref().map_or_else(String::new, |strongest| match &strongest.other_id {
+        Some(other) => format!("{} and {other}", strongest.id),
+        None => format!("{}: {}", strongest.id, strongest.suggestion),
     });
-    let what = kind.kind.replace('_', " ");
-    vec![what, say::count(kind.count), strongest, kind.suggestion.clone().unwrap_or_default()]
+    let text = format!("{}\n  {strongest}", kind.suggestion.as_deref().unwrap_or_default());
+    vec![kind.kind.replace('_', " "), say::count(kind.count), text]
 }
 
 /// What was not found, and what was not looked for.

@@ -217,3 +217,6 @@ fn labels(images: &Images<'_>, nearest: &Nearest) -> Result<Result<audit::LabelE
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
