@@ -37,6 +37,7 @@ pub mod assets;
 pub mod audit;
 pub mod cli;
 pub mod dataset;
+pub mod deploy;
 pub mod evaluate;
 pub mod events;
 pub mod extract;

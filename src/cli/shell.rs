@@ -31,7 +31,17 @@ impl Shell<'_> {
 
     /// The pipeline with every flag laid over it. Its threads become those of the process.
     pub fn pipeline(&self, args: &PipelineArgs, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
-        let pipeline = args.resolve(flags.into_iter().chain(self.runtime.overrides()), |text| self.progress.note(&text))?;
+        self.pipeline_on(args, flags, self.runtime)
+    }
+
+    /// The same with other flags on what it runs on.
+    pub fn pipeline_on(
+        &self,
+        args: &PipelineArgs,
+        flags: impl IntoIterator<Item = Override>,
+        runtime: &RuntimeArgs,
+    ) -> anyhow::Result<Pipeline> {
+        let pipeline = args.resolve(flags.into_iter().chain(runtime.overrides()), |text| self.progress.note(&text))?;
         let (threads, cores) = (pipeline.settings.runtime.threads, crate::runtime::cores());
         if threads > cores {
             self.progress
@@ -44,10 +54,17 @@ impl Shell<'_> {
         Ok(pipeline)
     }
 
+    /// What the flags say to run on, and with how many threads; one a core unless they say.
+    pub fn machine(&self) -> anyhow::Result<(Compute, usize)> {
+        let flags: Vec<Override> = self.runtime.overrides().collect();
+        let settings = Settings::load(None, &flags)?.runtime;
+        let threads = if settings.threads == 0 { crate::runtime::cores() } else { settings.threads };
+        Ok((settings.compute()?, threads))
+    }
+
     /// What the flags say to run on.
     pub fn compute(&self) -> anyhow::Result<Compute> {
-        let flags: Vec<Override> = self.runtime.overrides().collect();
-        Ok(Settings::load(None, &flags)?.runtime.compute()?)
+        Ok(self.machine()?.0)
     }
 }
 

@@ -66,7 +66,7 @@ pub use balance::ClassWeights;
 pub use baseline::{NearestMean, Neighbours, Queries, majority};
 pub use checkpoint::Checkpoints;
 pub use error::HeadError;
-pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_path, fit_resumable};
+pub use fit::{Examples, Fitted, OnEpoch, Weights, fit, fit_from, fit_path, fit_resumable, fit_summed};
 pub use holdout::{Rule, Split, hold_out, lacking};
 pub use kfold::kfold;
 pub use linfa::ParamGuard;

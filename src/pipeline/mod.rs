@@ -4,6 +4,7 @@ mod audit;
 mod compare;
 mod data_curve;
 mod depths;
+mod export;
 mod extract;
 mod extras;
 mod fit;
@@ -16,7 +17,9 @@ mod scoring;
 mod settings;
 mod streamed;
 mod sweep;
+mod uncached;
 mod update;
+mod verify;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use audit::{AuditPlan, Audited, audit};
 pub use compare::{ComparedRun, Comparison, Pair, compare};
 pub use depths::{Depth, depths};
+pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
@@ -32,7 +36,9 @@ pub use proof::{Proof, prove};
 pub use report::{Reported, report};
 pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
+pub use uncached::{Uncached, fit_uncached};
 pub use update::update;
+pub use verify::{Verified, VerifyOptions, verify};
 
 use crate::assets::Search;
 use crate::events::Observer;
@@ -181,6 +187,25 @@ pub enum PipelineError {
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// A head and the backbone that it is to be put on do not belong together.
+    #[error(
+        "{head}: this head was fitted on other features than these settings make:\n  {reason}\nname the pipeline or the flags that the features \
+         were made with, or fit the head again"
+    )]
+    OtherFeatures {
+        /// The head.
+        head: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// There are no images to compare a model on.
+    #[error(
+        "the model cannot be compared with the answers that were scored: {0}; name the images with --data, or give --unproven"
+    )]
+    NoProof(Box<PipelineError>),
+    /// A classifier cannot be made or does not answer as it did.
+    #[error(transparent)]
+    Deploy(#[from] crate::deploy::DeployError),
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -246,7 +271,7 @@ impl Context<'_> {
     }
 
     /// Runs something that ends cleanly by itself once `stop` is set.
-    fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
         self.stoppable.store(true, Ordering::Relaxed);
         let result = work();
         self.stoppable.store(false, Ordering::Relaxed);

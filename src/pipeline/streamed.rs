@@ -23,6 +23,11 @@ pub(super) trait Features {
     /// A copy of some rows, `[rows, D]`, given in ascending order.
     fn select(&self, rows: &[usize]) -> Result<Array2<f32>, StoreError>;
 
+    /// Rows that are gone, and of which the sums are left.
+    fn summed(&self) -> usize {
+        0
+    }
+
     /// Fits a head on some rows.
     fn fit(&self, plan: &Plan<'_>, checkpoints: &mut Checkpoints<'_>, on_epoch: OnEpoch<'_>) -> Result<Fitted, HeadError>;
 }
