@@ -5,7 +5,7 @@
 //! ```text
 //! dataset ─▶ image ─▶ onnx + runtime ─▶ store ─▶ head ─▶ evaluate ─▶ report
 //! records    tensor   backbone, cut     rows     logits  scores      page
-//!           └──────────── extract ─────────┘
+//!           └──────────── extract ─────────┘└▶ audit: what is wrong with the data
 //! ```
 //!
 //! [`pipeline`] puts them together from one TOML file, [`cli`] is the `tlpipe` program around it. A program of your own can
@@ -34,6 +34,7 @@
 #![warn(missing_docs)]
 
 pub mod assets;
+pub mod audit;
 pub mod cli;
 pub mod dataset;
 pub mod deploy;
