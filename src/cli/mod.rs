@@ -8,11 +8,14 @@ mod export;
 mod extract;
 mod fit_head;
 mod models;
+mod open;
 mod options;
+mod predict;
 mod progress;
 mod report;
 mod run;
 mod say;
+mod serve;
 mod shell;
 mod verify;
 
@@ -95,6 +98,10 @@ enum Command {
     Export(export::ExportArgs),
     /// Prove a classifier.onnx again, and score it on labelled images.
     Verify(verify::VerifyArgs),
+    /// Classify images.
+    Predict(predict::PredictArgs),
+    /// The same over HTTP.
+    Serve(serve::ServeArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -137,7 +144,8 @@ pub fn main() -> ExitCode {
     let status = status(&error);
     let text = say::chain(&error);
     say::error(&text);
-    if cli.global.json {
+    // One object, and that was the result.
+    if cli.global.json && !error.is::<predict::SomeFailed>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -177,6 +185,8 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Bench(args) => bench::main(args, &shell),
         Command::Export(args) => export::main(args, &shell),
         Command::Verify(args) => verify::main(args, &shell),
+        Command::Predict(args) => predict::main(args, &shell),
+        Command::Serve(args) => serve::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),

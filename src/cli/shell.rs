@@ -54,10 +54,17 @@ impl Shell<'_> {
         Ok(pipeline)
     }
 
+    /// What the flags say to run on, and with how many threads; one a core unless they say.
+    pub fn machine(&self) -> anyhow::Result<(Compute, usize)> {
+        let flags: Vec<Override> = self.runtime.overrides().collect();
+        let settings = Settings::load(None, &flags)?.runtime;
+        let threads = if settings.threads == 0 { crate::runtime::cores() } else { settings.threads };
+        Ok((settings.compute()?, threads))
+    }
+
     /// What the flags say to run on.
     pub fn compute(&self) -> anyhow::Result<Compute> {
-        let flags: Vec<Override> = self.runtime.overrides().collect();
-        Ok(Settings::load(None, &flags)?.runtime.compute()?)
+        Ok(self.machine()?.0)
     }
 }
 

@@ -1,8 +1,13 @@
 //! What can stand between a fitted head and a classifier in one file.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::Parity;
+use crate::assets::AssetError;
+use crate::dataset::DatasetError;
+use crate::extract::flow::Lost;
 use crate::onnx::OnnxError;
 
 /// What can go wrong with a classifier in one file.
@@ -85,4 +90,66 @@ pub enum DeployError {
         /// Why.
         source: std::io::Error,
     },
+    /// The model cannot be had.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// The images cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The model is no classifier that can be used.
+    #[error("{model}: not a classifier that can be used here: {reason}")]
+    Unfit {
+        /// The ONNX file.
+        model: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A user's word against what the model says of itself.
+    #[error(
+        "{0}: this classifier says itself what its classes and its preprocessing are; leave out --labels, --input-size, --resize and \
+         --pixels"
+    )]
+    Known(PathBuf),
+    /// The file of class names cannot be used.
+    #[error("{path}: {reason}; give a text file with the name of a class in each line")]
+    Labels {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// There is no place to be served at.
+    #[error("{address}: {}", bind_reason(.address, .source))]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The operating system gives no threads.
+    #[error("the system gives no threads or connections: {0}; stop other programs, or raise its limits")]
+    System(std::io::Error),
+    /// A worker thread ended without an answer.
+    #[error("a worker thread stopped unexpectedly")]
+    Worker,
+}
+
+impl From<Lost> for DeployError {
+    fn from(Lost: Lost) -> Self {
+        Self::Worker
+    }
+}
+
+fn bind_reason(address: &SocketAddr, error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!(
+                "port {} is in use; stop what listens there, or choose another with --port (0: any that is free)",
+                address.port()
+            )
+        }
+        ErrorKind::PermissionDenied => format!("{error}; ports below 1024 are the system's: choose another with --port"),
+        ErrorKind::AddrNotAvailable => format!("{error}; --host must be an address of this machine"),
+        _ => format!("{error}; choose another with --host and --port"),
+    }
 }

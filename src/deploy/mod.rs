@@ -8,15 +8,20 @@
 //! ```
 
 mod card;
+mod classifier;
 mod error;
+mod foreign;
 mod merge;
 mod metadata;
 mod parity;
+pub mod predict;
 mod preprocess;
+pub mod serve;
 #[cfg(test)]
 mod tests;
 
 pub use card::{CARD, Card, LABELS, label_lines};
+pub use classifier::{Classifier, Hints, Loader, Opening};
 pub use error::DeployError;
 pub use merge::{MergeOptions, Parts, merge, used};
 pub use metadata::{

@@ -113,7 +113,9 @@ fn large_images_differ_by_a_byte_in_thousands_at_most() {
     )
     .unwrap();
     let image = drawing(1500, 1100);
-    let [Answer::Float32(_, found)] = &run(&inner(model, &runtime), &[image.clone()], &[RESIZED])[..] else { panic!() };
+    let [Answer::Float32(_, found)] = &run(&inner(model, &runtime), std::slice::from_ref(&image), &[RESIZED])[..] else {
+        panic!()
+    };
     let small = &seen(&image, &spec)[0];
     let expected = (0..3).flat_map(|channel| small.pixels().map(move |pixel| f32::from(pixel.0[channel])));
     let differences: Vec<f32> = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).filter(|off| *off > 0.0).collect();

@@ -258,7 +258,7 @@ impl Context<'_> {
     }
 
     /// Runs something that ends cleanly by itself once `stop` is set.
-    fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
         self.stoppable.store(true, Ordering::Relaxed);
         let result = work();
         self.stoppable.store(false, Ordering::Relaxed);
