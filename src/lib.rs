@@ -5,7 +5,8 @@
 //! ```text
 //! dataset ─▶ image ─▶ onnx + runtime ─▶ store ─▶ head ─▶ evaluate ─▶ report
 //! records    tensor   backbone, cut     rows     logits  scores      page
-//!           └──────────── extract ─────────┘
+//!           └──────────── extract ─────────┘          └──▶ deploy
+//!                                                          one file, predict, serve
 //! ```
 //!
 //! [`pipeline`] puts them together from one TOML file, [`cli`] is the `tlpipe` program around it. A program of your own can
