@@ -132,7 +132,8 @@ fn a_picture_is_shown_with_its_classes() {
             .value(&format!("(() => {{ const data = new DataTransfer(); data.items.add({image}); dispatchEvent({event}); }})()"));
         browser.wait(&format!("document.querySelectorAll('article[data-done=yes]').length === {}", before + 1));
     }
-    assert!(text(&mut browser, "article li span").starts_with("cat"));
+    let best = text(&mut browser, "article li span");
+    assert!(best.starts_with("cat"), "{best}: {}", browser.value("document.body.innerText"));
     // Nothing but this server was asked.
     let hosts = browser.value("[...new Set(performance.getEntriesByType('resource').map(entry => new URL(entry.name).protocol + new URL(entry.name).host))]");
     for host in hosts.as_array().unwrap() {

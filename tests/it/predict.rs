@@ -197,6 +197,7 @@ fn images_are_classified_as_they_come() {
             BufReader::new(stream).lines().map_while(Result::ok).for_each(|line| said.send(line).unwrap())
         });
     }
+    drop(said);
     let next = || lines.recv_timeout(Duration::from_secs(20)).unwrap();
     while !next().contains("watching inbox") {}
     put("half.png", &whole[..whole.len() / 2]);
