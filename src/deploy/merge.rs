@@ -5,7 +5,7 @@ use super::{DeployError, preprocess};
 use crate::head::{Head, Standardization};
 use crate::image::{ImageSpec, Layout, Window};
 use crate::onnx::{self, Around, Axis, EMBEDDING, Element, InputType, Model, PortSpec, Setting, Writer};
-use crate::store::{Segment, Transform};
+use crate::store::{Dtype, Segment, Transform};
 
 /// The graph's tensor `[N, D]` of the features that the head sees.
 pub(super) const FEATURES: &str = "tlpipe/features";
@@ -26,6 +26,8 @@ pub struct Parts<'a> {
     pub head: &'a Head,
     /// What is done to an image.
     pub spec: &'a ImageSpec,
+    /// What features were stored as: the head was fitted on, and scored with, features rounded so.
+    pub dtype: Dtype,
 }
 
 /// How it is put together.
@@ -44,7 +46,7 @@ pub struct MergeOptions {
 /// # Errors
 /// When the parts do not fit each other, or the variant cannot be made of them.
 pub fn merge(parts: &Parts<'_>, options: &MergeOptions) -> Result<(Model, InputRecord), DeployError> {
-    let Parts { backbone, segments, head, spec } = *parts;
+    let Parts { backbone, segments, head, spec, dtype } = *parts;
     let image = onnx::input(backbone)?;
     let refuse = |reason: String| DeployError::Refused { origin: backbone.origin().to_owned(), reason };
     if let Some(batch) = image.batch() {
@@ -110,7 +112,7 @@ pub fn merge(parts: &Parts<'_>, options: &MergeOptions) -> Result<(Model, InputR
         input: port(IMAGE, element, shape),
         before,
         fed: preprocess::TENSOR.to_owned(),
-        behind: behind(head, views, options.temperature.unwrap_or(1.0)),
+        behind: behind(head, views, dtype, options.temperature.unwrap_or(1.0)),
         outputs: vec![
             port(PROBABILITIES, Element::Float32, vec![Axis::Open("N"), Axis::Fixed(classes)]),
             port(CLASS_INDEX, Element::Int64, vec![Axis::Open("N")]),
@@ -121,10 +123,14 @@ pub fn merge(parts: &Parts<'_>, options: &MergeOptions) -> Result<(Model, InputR
 }
 
 /// From the row of features of each view to the outputs.
-fn behind(head: &Head, views: usize, temperature: f64) -> Writer {
+fn behind(head: &Head, views: usize, dtype: Dtype, temperature: f64) -> Writer {
     let mut writer = Writer::default();
     writer.enter("head");
     let mut features = EMBEDDING.to_owned();
+    if dtype == Dtype::Float16 {
+        let rounded = writer.cast(&features, Element::Float16);
+        features = writer.cast(&rounded, Element::Float32);
+    }
     if head.transform() == Transform::Sqrt {
         let sign = writer.node("Sign", &[&features], &[]);
         let magnitude = writer.node("Abs", &[&features], &[]);

@@ -313,7 +313,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_missing_or_damaged_is_named() {
-        let read = |change: &dyn Fn(&mut Vec<(String, String)>)| {
+        type Entries = Vec<(String, String)>;
+        let read = |change: &dyn Fn(&mut Entries)| {
             let mut entries = metadata().entries().unwrap();
             change(&mut entries);
             Metadata::read(&networks::resnet(13).with_metadata(entries)).unwrap_err().to_string()

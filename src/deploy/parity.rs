@@ -400,3 +400,47 @@ impl Steps {
         Ok(steps)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps() -> Steps {
+        Steps { resized: vec![1.0, 2.0, 250.0], tensor: vec![-1.0, 0.0, 1.0], features: vec![4.0, 0.5] }
+    }
+
+    #[test]
+    fn the_first_stage_that_differs_is_named() {
+        let good = steps();
+        let named = |resized: &[f32], tensor: &[f32], features: &[f32]| {
+            leaves(&good, Some(resized), tensor, features).map(|stage| stage.to_string()).unwrap_or_default()
+        };
+        let Steps { resized, tensor, features } = steps();
+        assert_eq!(named(&resized, &tensor, &features), "");
+        assert!(named(&[1.0, 2.0, 200.0], &[9.0; 3], &features).starts_with("resize (1 of 3 bytes differ, by up to 50)"));
+        assert!(named(&resized[..2], &tensor, &features).starts_with("resize"));
+        assert!(named(&resized, &[-1.0, 0.0, 0.5], &features).starts_with("range"));
+        assert!(named(&resized, &[1.0, 0.0, -1.0], &features).starts_with("layout"));
+        assert!(named(&resized, &tensor, &[4.0, 0.6]).starts_with("backbone"));
+        assert!(named(&resized, &tensor, &[4.0, f32::NAN]).starts_with("backbone"));
+        assert!(leaves(&good, None, &[-1.0, 0.0, 0.5], &features).is_some_and(|stage| matches!(stage, Stage::Range(_))));
+    }
+
+    #[test]
+    fn a_comparison_counts_and_keeps() {
+        let mut comparison = Comparison::default();
+        let sample = |number: u8| Sample { id: "a".into(), bytes: vec![number].into(), expected: vec![0.25, 0.75] };
+        let said = |first: f32, class| Said { probabilities: vec![first, 1.0 - first], class };
+        comparison.add(&sample(1), &said(0.25, 1));
+        comparison.add(&sample(2), &said(0.5, 0));
+        comparison.add(&sample(3), &said(f32::NAN, 1));
+        let bound = Bound { difference: 0.3, agreement: 0.6 };
+        let parity = comparison.finish("test", bound);
+        assert_eq!((parity.images, parity.max_difference), (3, 1.0));
+        assert!((parity.agreement - 2.0 / 3.0).abs() < 1e-12 && !parity.holds());
+        assert_eq!(comparison.worst()[0], vec![3_u8]);
+        assert_eq!(parity.answers[0], KeptAnswer { hash: short_hash(&[1]), class: 1, probability: 0.75 });
+        let text = serde_json::to_string(&parity).unwrap();
+        assert_eq!(serde_json::from_str::<Parity>(&text).unwrap(), parity);
+    }
+}

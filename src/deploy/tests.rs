@@ -8,7 +8,7 @@ use crate::head::{Head, Standardization, Weights};
 use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat, PixelTable, Resize, Resizer, RgbImage, Views, Window, mirror};
 use crate::onnx::{self, Layers, Model, networks};
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
-use crate::store::{Segment, Transform};
+use crate::store::{Dtype, Segment, Transform};
 
 fn runtime() -> Option<Runtime> {
     crate::runtime::tests::runtime()
@@ -80,7 +80,7 @@ fn images_are_resized_to_the_same_bytes_in_every_way_and_view() {
     for resize in [Resize::Squash, Resize::Crop, Resize::Pad] {
         let spec = spec(32, resize, PixelFormat::IMAGENET, views);
         let head = head(segments.last().map_or(0, |last| last.offset + last.width), false, Transform::None);
-        let parts = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec };
+        let parts = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec, dtype: Dtype::Float32 };
         let (model, _) = merge(&parts, &MergeOptions::default()).unwrap();
         let graph = inner(model, &runtime);
         for (width, height) in [(32, 32), (24, 24), (50, 37), (37, 50), (40, 13), (31, 33), (100, 64), (1, 1), (1, 40), (45, 1)] {
@@ -107,10 +107,15 @@ fn large_images_differ_by_a_byte_in_thousands_at_most() {
     let (backbone, segments) = cut(&networks::resnet(13), &Layers::Pooled);
     let spec = spec(32, Resize::Squash, PixelFormat::IMAGENET, "identity");
     let head = head(segments.last().map_or(0, |last| last.offset + last.width), false, Transform::None);
-    let (model, _) =
-        merge(&Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec }, &MergeOptions::default()).unwrap();
+    let (model, _) = merge(
+        &Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec, dtype: Dtype::Float32 },
+        &MergeOptions::default(),
+    )
+    .unwrap();
     let image = drawing(1500, 1100);
-    let [Answer::Float32(_, found)] = &run(&inner(model, &runtime), &[image.clone()], &[RESIZED])[..] else { panic!() };
+    let [Answer::Float32(_, found)] = &run(&inner(model, &runtime), std::slice::from_ref(&image), &[RESIZED])[..] else {
+        panic!()
+    };
     let small = &seen(&image, &spec)[0];
     let expected = (0..3).flat_map(|channel| small.pixels().map(move |pixel| f32::from(pixel.0[channel])));
     let differences: Vec<f32> = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).filter(|off| *off > 0.0).collect();
@@ -118,7 +123,16 @@ fn large_images_differ_by_a_byte_in_thousands_at_most() {
 }
 
 /// Probabilities of images by the steps of the pipeline.
-fn by_steps(runtime: &Runtime, backbone: &Model, head: &Head, spec: &ImageSpec, images: &[RgbImage]) -> Array2<f32> {
+fn by_steps(
+    runtime: &Runtime,
+    backbone: &Model,
+    head: &Head,
+    spec: &ImageSpec,
+    dtype: Dtype,
+    images: &[RgbImage],
+) -> Array2<f32> {
+    type Half = <arrow::datatypes::Float16Type as arrow::datatypes::ArrowPrimitiveType>::Native;
+    let stored = |value: f32| if dtype == Dtype::Float16 { Half::from_f32(value).to_f32() } else { value };
     let session = runtime.session(&backbone.to_bytes(), &ON_CPU).unwrap();
     let table = PixelTable::new(&spec.pixels);
     let mut features = Vec::new();
@@ -132,7 +146,7 @@ fn by_steps(runtime: &Runtime, backbone: &Model, head: &Head, spec: &ImageSpec, 
             })
             .collect();
         let changed = |value: f32| if head.transform() == Transform::Sqrt { value.abs().sqrt().copysign(value) } else { value };
-        let mean = |at: usize| views.iter().map(|view| changed(view[at])).sum::<f32>() / views.len() as f32;
+        let mean = |at: usize| views.iter().map(|view| changed(stored(view[at]))).sum::<f32>() / views.len() as f32;
         features.extend((0..views[0].len()).map(mean));
     }
     let width = features.len() / images.len();
@@ -160,12 +174,13 @@ fn every_variant_gives_the_probabilities_of_the_steps() {
         (networks::convnext(12), Layers::Pooled, PixelFormat::TENSORFLOW, "identity,hflip", true, Transform::None),
     ];
     for (at, (network, layers, pixels, views, standardized, transform)) in cases.into_iter().enumerate() {
+        let dtype = if at % 2 == 1 { Dtype::Float16 } else { Dtype::Float32 };
         let (backbone, segments) = cut(&network, &layers);
         let width = segments.last().map_or(0, |last| last.offset + last.width);
         let (spec, head) = (spec(32, Resize::Crop, pixels, views), head(width, standardized, transform));
-        let parts = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec };
+        let parts = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec, dtype };
         let images = [drawing(50, 40), drawing(40, 50), drawing(32, 32)];
-        let expected = by_steps(&runtime, &backbone, &head, &spec, &images);
+        let expected = by_steps(&runtime, &backbone, &head, &spec, dtype, &images);
         let check = |found: &[f32], index: &[i64], row: usize, what: &str| {
             let wanted = expected.row(row);
             let most = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -232,11 +247,14 @@ fn tensors_without_weight_are_left_out_and_the_answers_stay() {
     let part = onnx::cut_segments(&whole, &of).unwrap();
     assert!(part.proto().graph.as_ref().unwrap().node.len() * 2 < whole.proto().graph.as_ref().unwrap().node.len());
     let spec = spec(32, Resize::Squash, PixelFormat::IMAGENET, "identity,hflip");
-    let (model, _) =
-        merge(&Parts { backbone: &part, segments: &kept, head: &small, spec: &spec }, &MergeOptions::default()).unwrap();
+    let (model, _) = merge(
+        &Parts { backbone: &part, segments: &kept, head: &small, spec: &spec, dtype: Dtype::Float32 },
+        &MergeOptions::default(),
+    )
+    .unwrap();
     let graph = runtime.graph(&model.to_bytes(), &ON_CPU).unwrap();
     let image = drawing(50, 40);
-    let expected = by_steps(&runtime, &whole, &budget, &spec, std::slice::from_ref(&image));
+    let expected = by_steps(&runtime, &whole, &budget, &spec, Dtype::Float32, std::slice::from_ref(&image));
     let found = run(&graph, &[image], &[PROBABILITIES]).pop().unwrap().floats().unwrap();
     let most = found.iter().zip(expected.row(0)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(most < 1e-5, "{found:?} {expected:?}");
@@ -248,7 +266,7 @@ fn weights_in_half_the_room_give_nearly_the_same_and_a_temperature_is_divided_by
     let (backbone, segments) = cut(&networks::resnet(13), &Layers::Pooled);
     let width = segments.last().map_or(0, |last| last.offset + last.width);
     let (spec, head) = (spec(32, Resize::Squash, PixelFormat::IMAGENET, "identity"), head(width, true, Transform::None));
-    let parts = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec };
+    let parts = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec, dtype: Dtype::Float32 };
     let image = drawing(32, 32);
     let answer = |model: &Model| {
         let graph = runtime.graph(&model.to_bytes(), &ON_CPU).unwrap();
@@ -272,7 +290,7 @@ fn what_cannot_be_put_together_is_refused_with_the_reason() {
     let width = segments.last().map_or(0, |last| last.offset + last.width);
     let plain = spec(32, Resize::Squash, PixelFormat::IMAGENET, "identity");
     let refused = |head: &Head, opset: Option<i64>| {
-        let parts = Parts { backbone: &backbone, segments: &segments, head, spec: &plain };
+        let parts = Parts { backbone: &backbone, segments: &segments, head, spec: &plain, dtype: Dtype::Float32 };
         merge(&parts, &MergeOptions { opset, ..MergeOptions::default() }).unwrap_err().to_string()
     };
     let good = head(width, false, Transform::None);
@@ -282,4 +300,56 @@ fn what_cannot_be_put_together_is_refused_with_the_reason() {
         let said = refused(&good, Some(opset));
         assert!(said.contains(needle) && said.contains(&opset.to_string()), "{said}");
     }
+}
+
+fn about(parts: &Parts<'_>, input: InputRecord) -> Metadata {
+    let metadata = super::metadata::tests::metadata();
+    Metadata { classes: parts.head.classes().to_vec(), preprocessing: parts.spec.clone(), input, ..metadata }
+}
+
+#[test]
+fn a_model_that_leaves_the_steps_is_found_out_with_the_stage() {
+    let Some(runtime) = runtime() else { return };
+    let (backbone, segments) = cut(&networks::resnet(13), &Layers::Pooled);
+    let width = segments.last().map_or(0, |last| last.offset + last.width);
+    let (good, own) = (spec(32, Resize::Squash, PixelFormat::IMAGENET, "identity"), head(width, true, Transform::None));
+    let other_head = head(width, false, Transform::None);
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    drawing(50, 40).write_to(&mut bytes, ::image::ImageFormat::Png).unwrap();
+    let images = [bytes::Bytes::from(bytes.into_inner())];
+    let right = Parts { backbone: &backbone, segments: &segments, head: &own, spec: &good, dtype: Dtype::Float32 };
+    let wrong_size = ImageSpec { resize: Resize::Crop, ..good.clone() };
+    let wrong_range = ImageSpec { pixels: PixelFormat { divisor: 250.0, ..PixelFormat::IMAGENET }, ..good.clone() };
+    let plain = PixelFormat { mean: [0.0; 3], std: [1.0; 3], ..PixelFormat::IMAGENET };
+    let (rgb, bgr) = (
+        ImageSpec { pixels: plain.clone(), ..good.clone() },
+        ImageSpec { pixels: PixelFormat { order: ChannelOrder::Bgr, ..plain }, ..good.clone() },
+    );
+    let made_of = |spec: &ImageSpec, head: &Head| {
+        let parts = Parts { spec, head, ..right };
+        let (model, input) = merge(&parts, &MergeOptions::default()).unwrap();
+        (model, about(&parts, input))
+    };
+    let found = |(model, metadata): (Model, Metadata), parts: &Parts<'_>| {
+        stage(&runtime, (&model, &metadata), parts, &images).unwrap().map(|stage| stage.to_string()).unwrap_or_default()
+    };
+    assert_eq!(found(made_of(&good, &own), &right), "");
+    for (made, parts, name) in [
+        (made_of(&wrong_size, &own), right, "resize"),
+        (made_of(&wrong_range, &own), right, "range"),
+        (made_of(&bgr, &own), Parts { spec: &rgb, ..right }, "layout"),
+        (made_of(&good, &other_head), right, "head"),
+    ] {
+        let said = found(made, &parts);
+        assert!(said.starts_with(name), "{name}: {said}");
+    }
+    // The same by the answers alone.
+    let (model, metadata) = made_of(&good, &own);
+    let deployed = Deployed::open(&runtime, &model, &metadata).unwrap();
+    let said = deployed.answer(&[images[0].clone(), bytes::Bytes::from_static(b"no image"), images[0].clone()]).unwrap();
+    assert_eq!(said[0], said[2]);
+    assert!(said[1].as_ref().unwrap_err().contains("not an image"));
+    let expected = by_steps(&runtime, &backbone, &own, &good, Dtype::Float32, &[drawing(50, 40)]);
+    let near = said[0].as_ref().unwrap().probabilities.iter().zip(expected.row(0)).all(|(a, b)| (a - b).abs() < 1e-5);
+    assert!(near);
 }

@@ -64,10 +64,9 @@ impl Plan<'_> {
 /// enough that the weights are not fetched anew for each image: with MobileNetV2 on cores of 1 MiB, 64 images of 32 pixels,
 /// 8 of 96, 2 of 224, each 10 to 40 % above a batch of 16. A card wants many.
 pub(crate) fn suited_batch(side: u32, on_processor: bool) -> usize {
-    const PIXELS: usize = 80_000;
-    const MOST: usize = 64;
+    let (pixels, least, most) = if on_processor { (80_000, 1, 64) } else { (3_200_000, 32, 256) };
     let area = (side as usize * side as usize).max(1);
-    if on_processor { ((PIXELS + area / 2) / area).clamp(1, MOST) } else { MOST }
+    ((pixels + area / 2) / area).clamp(least, most)
 }
 
 /// How an extraction ended.

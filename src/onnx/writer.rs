@@ -20,6 +20,8 @@ pub enum Setting<'a> {
 pub enum Element {
     /// Bytes.
     Uint8,
+    /// 16-bit floating point.
+    Float16,
     /// 32-bit floating point.
     Float32,
     /// 64-bit floating point.
@@ -32,6 +34,7 @@ impl Element {
     pub(super) fn onnx(self) -> DataType {
         match self {
             Self::Uint8 => DataType::Uint8,
+            Self::Float16 => DataType::Float16,
             Self::Float32 => DataType::Float,
             Self::Float64 => DataType::Double,
             Self::Int64 => DataType::Int64,

@@ -211,7 +211,8 @@ impl Stage<'_> {
             trained.sort_unstable();
         }
         let ridge = fitted.ridge.as_ref();
-        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, &trained)).transpose()?;
+        let on = (&division.train[..], &trained[..]);
+        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, on)).transpose()?;
         let predictions = scoring.predictions;
         Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, pipeline)?;
         Ok(metrics)

@@ -3,9 +3,8 @@
 use std::ffi::CString;
 use std::path::Path;
 
-use ort::AsPointer as _;
 use ort::environment::Environment;
-use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynValue, Outlet, TensorElementType, ValueType};
 
 use super::opened::{Element, Opened, c_name, element, reason};
 use super::{RuntimeError, SessionOptions};
@@ -87,11 +86,11 @@ impl Graph {
         options: &SessionOptions,
     ) -> Result<Self, RuntimeError> {
         let opened = Opened::new(environment, library, model, options)?;
-        let [input] = opened.inner.inputs() else {
-            return Err(RuntimeError::Model(format!("it has {} inputs, not one", opened.inner.inputs().len())));
+        let [input] = opened.inputs() else {
+            return Err(RuntimeError::Model(format!("it has {} inputs, not one", opened.inputs().len())));
         };
         let (element, input_name, input) = (element(input)?, c_name(input.name())?, port(input));
-        let outputs = opened.inner.outputs().iter().map(port).collect();
+        let outputs = opened.outputs().iter().map(port).collect();
         Ok(Self { opened, element, input, input_name, outputs })
     }
 
@@ -112,7 +111,7 @@ impl Graph {
 
     /// Whether only one thread at a time can run it.
     pub fn takes_turns(&self) -> bool {
-        self.opened.turn.is_some()
+        self.opened.takes_turns()
     }
 
     /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
@@ -136,18 +135,12 @@ impl Graph {
             return Err(failed(format!("it holds {held} values, not {values}")));
         }
         let names = outputs.iter().map(|name| c_name(name)).collect::<Result<Vec<_>, _>>()?;
-        let answers = match (images, self.element) {
-            (Images::Float32(values), Element::Float32) => {
-                let input = TensorRef::from_array_view((shape, values)).map_err(ort_failed)?;
-                self.opened.answer(&self.input_name, input.ptr(), &names)
-            }
-            (Images::Uint8(bytes), Element::Uint8) => {
-                let input = TensorRef::from_array_view((shape, bytes)).map_err(ort_failed)?;
-                self.opened.answer(&self.input_name, input.ptr(), &names)
-            }
+        match (images, self.element) {
+            (Images::Float32(_), Element::Float32) | (Images::Uint8(_), Element::Uint8) => {}
             (_, Element::Float32) => return Err(failed("the network takes float32, not bytes".to_owned())),
             (_, Element::Uint8) => return Err(failed("the network takes bytes, not float32".to_owned())),
-        };
+        }
+        let answers = self.opened.answer(&self.input_name, images, shape, &names);
         answers.map_err(ort_failed)?.iter().map(|answer| Answer::of(answer).map_err(failed)).collect()
     }
 }

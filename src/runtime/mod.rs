@@ -18,12 +18,14 @@
 //! ```
 
 mod builds;
+mod card;
 mod compute;
 mod cuda;
 mod device;
 mod error;
 mod graph;
 mod library;
+mod network;
 mod opened;
 mod openvino;
 mod probe;

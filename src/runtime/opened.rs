@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::ptr::{self, NonNull};
-use std::sync::{Mutex, PoisonError};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::AsPointer as _;
 use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session as OrtSession;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::sys::OrtValue;
-use ort::value::{DynValue, Outlet, TensorElementType, ValueType};
+use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
+use super::card::Card;
+use super::graph::Images;
+use super::network::Network;
 use super::{Build, Device, Provider, RuntimeError, SessionOptions, cuda, openvino};
 
 /// Part of a network's nodes that OpenVINO must have taken: it takes whole networks, and what it leaves is slow and of
@@ -25,12 +27,22 @@ const CUDA_LEAST: f64 = 0.5;
 /// A network on its provider. Threads may share it: on ONNX Runtime's own CPU provider they run at the same time, elsewhere one after
 /// the other.
 pub(super) struct Opened {
-    pub(super) inner: OrtSession,
-    /// Held during a run where runs must not overlap.
-    pub(super) turn: Option<Mutex<()>>,
+    /// Before the network: what holds its memory goes first.
+    runs: Runs,
+    network: Arc<Network>,
     pub(super) build: Build,
     pub(super) placement: BTreeMap<String, usize>,
     pub(super) fallback: Option<String>,
+}
+
+/// How runs of one network go together.
+enum Runs {
+    /// At the same time.
+    Together,
+    /// One after the other, with this held.
+    InTurn(Mutex<()>),
+    /// One after the other, on a card.
+    OnCard(Card),
 }
 
 impl Opened {
@@ -43,12 +55,12 @@ impl Opened {
         let SessionOptions { compute, threads } = *options;
         let on_processor = |fallback| {
             let inner = commit(environment, model, threads, None).map_err(|error| RuntimeError::Model(reason(&error)))?;
-            Self::placed(inner, Build::Cpu, fallback)
+            Self::placed(inner, (Build::Cpu, None), fallback)
         };
         let on_card = |card| {
             ready::<ep::CUDA>(Build::Cuda, cuda::missing(card))?;
             cuda::preload(library);
-            Self::on_provider(environment, model, threads, cuda::provider(card)?, (Build::Cuda, CUDA_LEAST))
+            Self::on_provider(environment, model, threads, cuda::provider(card)?, (Build::Cuda, Some(card), CUDA_LEAST))
         };
         let result = match (compute.provider(), compute.device()) {
             (Provider::Default, Device::Cpu) => return on_processor(None),
@@ -56,7 +68,7 @@ impl Opened {
             (Provider::Default, Device::Cuda(card)) => on_card(card),
             (Provider::OpenVino, _) => ready::<ep::OpenVINO>(Build::OpenVino, compute.missing_hardware()).and_then(|()| {
                 let provider = openvino::provider(compute.precision(), threads.max(1));
-                Self::on_provider(environment, model, threads, provider, (Build::OpenVino, OPENVINO_LEAST))
+                Self::on_provider(environment, model, threads, provider, (Build::OpenVino, None, OPENVINO_LEAST))
             }),
         };
         result.map_err(|reason| RuntimeError::unavailable(compute, reason))
@@ -68,49 +80,70 @@ impl Opened {
         model: &[u8],
         threads: usize,
         provider: ExecutionProviderDispatch,
-        (build, least): (Build, f64),
+        (build, card, least): (Build, Option<u32>, f64),
     ) -> Result<Self, String> {
         let inner = commit(environment, model, threads, Some(provider)).map_err(|error| reason(&error))?;
-        let opened = Self::placed(inner, build, None).map_err(|error| error.to_string())?;
+        let opened = Self::placed(inner, (build, card), None).map_err(|error| error.to_string())?;
         // Asked for, registered, and still: what counts is where the nodes are.
         took(&opened.placement, build.provider(), least)?;
         Ok(opened)
     }
 
-    fn placed(inner: OrtSession, build: Build, fallback: Option<String>) -> Result<Self, RuntimeError> {
-        let placement = placement(&inner).map_err(|error| RuntimeError::Model(reason(&error)))?;
-        Ok(Self { inner, turn: (build != Build::Cpu).then(Mutex::default), build, placement, fallback })
+    fn placed(inner: OrtSession, (build, card): (Build, Option<u32>), fallback: Option<String>) -> Result<Self, RuntimeError> {
+        let failed = |error: ort::Error| RuntimeError::Model(reason(&error));
+        let placement = placement(&inner).map_err(failed)?;
+        let network = Arc::new(Network(inner));
+        let runs = match (build, card) {
+            (Build::Cpu, _) => Runs::Together,
+            (_, None) => Runs::InTurn(Mutex::default()),
+            (_, Some(card)) => {
+                let card = cuda::page_locked(card).and_then(|memory| Card::new(Arc::clone(&network), memory));
+                Runs::OnCard(card.map_err(failed)?)
+            }
+        };
+        Ok(Self { runs, network, build, placement, fallback })
     }
 
-    /// ONNX Runtime's `Run`, which `ort` gives to one caller at a time: one input, the outputs of these names.
-    pub(super) fn answer(&self, name: &CStr, input: *const OrtValue, outputs: &[CString]) -> ort::Result<Vec<DynValue>> {
-        let _turn = self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let names: Vec<_> = outputs.iter().map(|name| name.as_ptr()).collect();
-        let mut values = vec![ptr::null_mut(); names.len()];
-        // SAFETY: names and values are as many as is said, end with a zero and outlive the call, and the session lives. ONNX Runtime
-        // documents that threads may call `Run` on one session at the same time; its CPU provider keeps no state between calls.
-        // Other providers have been seen to break that promise: theirs take turns.
-        let status = unsafe {
-            (ort::api().Run)(
-                self.inner.ptr().cast_mut(),
-                ptr::null(),
-                [name.as_ptr()].as_ptr(),
-                [input].as_ptr(),
-                1,
-                names.as_ptr(),
-                names.len(),
-                values.as_mut_ptr(),
-            )
+    /// Inputs of the network.
+    pub(super) fn inputs(&self) -> &[Outlet] {
+        self.network.0.inputs()
+    }
+
+    /// Outputs of the network.
+    pub(super) fn outputs(&self) -> &[Outlet] {
+        self.network.0.outputs()
+    }
+
+    /// Whether only one thread at a time can run it.
+    pub(super) fn takes_turns(&self) -> bool {
+        !matches!(self.runs, Runs::Together)
+    }
+
+    /// The outputs of these names for a batch of this shape, given as the input of this name.
+    pub(super) fn answer(
+        &self,
+        name: &CString,
+        images: Images<'_>,
+        shape: [usize; 4],
+        outputs: &[CString],
+    ) -> ort::Result<Vec<DynValue>> {
+        let _turn = match &self.runs {
+            Runs::OnCard(card) => return card.run(name, images, shape, outputs),
+            Runs::InTurn(turn) => Some(turn.lock().unwrap_or_else(PoisonError::into_inner)),
+            Runs::Together => None,
         };
-        // SAFETY: the status comes from ONNX Runtime and is passed on once.
-        unsafe { ort::Error::result_from_status(status) }?;
-        let taken = values.into_iter().map(|value| {
-            let value = NonNull::new(value).ok_or_else(|| ort::Error::new("the network gave no answer"))?;
-            // SAFETY: a successful `Run` gives values that are ours to release, made by the session's allocator.
-            Ok(unsafe { DynValue::from_ptr(value, Some(self.inner.allocator())) })
-        });
-        // Each is taken, whatever is wrong with one before it.
-        taken.collect::<Vec<ort::Result<DynValue>>>().into_iter().collect()
+        match images {
+            Images::Float32(values) => self.network.answer(name, TensorRef::from_array_view((shape, values))?.ptr(), outputs),
+            Images::Uint8(bytes) => self.network.answer(name, TensorRef::from_array_view((shape, bytes))?.ptr(), outputs),
+        }
+    }
+
+    /// The same network, run by the processor as if it were a card.
+    #[cfg(test)]
+    pub(super) fn into_card(mut self) -> Self {
+        let card = Card::new(Arc::clone(&self.network), ort::memory::MemoryInfo::default());
+        self.runs = Runs::OnCard(card.unwrap());
+        self
     }
 }
 
@@ -137,9 +170,18 @@ pub(super) fn c_name(name: &str) -> Result<CString, RuntimeError> {
     CString::new(name).map_err(|error| RuntimeError::Model(format!("the name {name:?}: {error}")))
 }
 
-/// The message without ONNX Runtime's source line and status code before it.
+/// What went wrong, for people.
 pub(super) fn reason(error: &ort::Error) -> String {
-    let message = error.message();
+    plain(error.message())
+}
+
+/// The message without ONNX Runtime's source line and status code before it, and what CUDA adds behind.
+fn plain(message: &str) -> String {
+    if let Some((of_cuda, _)) = message.split_once(" ; GPU=") {
+        let said = of_cuda.rsplit_once("] ").map_or(of_cuda, |(_, said)| said);
+        let full = ["alloc", "memory"].iter().any(|word| said.to_lowercase().contains(word));
+        return format!("{said}{}", if full { "; the card's memory may be too small: give a smaller --batch" } else { "" });
+    }
     let text = message.split_once("[ONNXRuntimeError] : ").and_then(|(_, rest)| rest.splitn(3, " : ").nth(2));
     text.unwrap_or(message).trim().to_owned()
 }
@@ -214,6 +256,15 @@ fn placement(session: &OrtSession) -> ort::Result<BTreeMap<String, usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cuda_says_is_told_without_its_source_lines() {
+        let said = "/src/cuda_call.cc:154 std::conditional_t<THRW, void, Status> CudaCall(int) [with bool THRW = true] CUBLAS failure 3: \
+                    the resource allocation failed ; GPU=0 ; hostname=vm ; file=/src/cuda_stream_handle.cc ; line=79";
+        let said = plain(said);
+        assert!(said.starts_with("CUBLAS failure 3: the resource allocation failed; "), "{said}");
+        assert!(said.ends_with("--batch"), "{said}");
+    }
 
     #[test]
     fn a_provider_that_took_too_little_is_refused_with_the_counts() {

@@ -5,10 +5,10 @@ use std::ffi::CString;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use ort::AsPointer as _;
 use ort::environment::Environment;
-use ort::value::{Tensor, TensorElementType, TensorRef, ValueType};
+use ort::value::{TensorElementType, ValueType};
 
+use super::graph::Images;
 use super::opened::{Element, Opened, c_name, element, reason};
 use super::{Build, Compute, RuntimeError};
 
@@ -44,9 +44,9 @@ impl Session {
 
     fn checked(opened: Opened) -> Result<Self, RuntimeError> {
         let model = |reason: String| RuntimeError::Model(reason);
-        let inner = &opened.inner;
-        let ([input], [output]) = (inner.inputs(), inner.outputs()) else {
-            let found = format!("it has {} inputs and {} outputs, not one of each", inner.inputs().len(), inner.outputs().len());
+        let (inputs, outputs) = (opened.inputs(), opened.outputs());
+        let ([input], [output]) = (inputs, outputs) else {
+            let found = format!("it has {} inputs and {} outputs, not one of each", inputs.len(), outputs.len());
             return Err(model(found));
         };
         let element = element(input)?;
@@ -73,35 +73,39 @@ impl Session {
         if batch.len() != values {
             return Err(failed(format!("it holds {} values, not {values}", batch.len())));
         }
-        let images = shape[0];
+        let rows_wanted = shape[0];
         if values == 0 {
-            return if images == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
+            return if rows_wanted == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
         }
         let ort_failed = |error: ort::Error| failed(reason(&error));
-        let output = match self.element {
-            Element::Float32 => {
-                let input = TensorRef::from_array_view((shape, batch)).map_err(ort_failed)?;
-                self.opened.answer(&self.input, input.ptr(), std::slice::from_ref(&self.output))
-            }
+        let bytes: Vec<u8>;
+        let images = match self.element {
+            Element::Float32 => Images::Float32(batch),
             Element::Uint8 => {
                 // `as` saturates, and turns NaN into 0.
-                let bytes: Vec<u8> = batch.iter().map(|value| value.round() as u8).collect();
-                let input = Tensor::from_array((shape, bytes)).map_err(ort_failed)?;
-                self.opened.answer(&self.input, input.ptr(), std::slice::from_ref(&self.output))
+                bytes = batch.iter().map(|value| value.round() as u8).collect();
+                Images::Uint8(&bytes)
             }
         };
+        let output = self.opened.answer(&self.input, images, shape, std::slice::from_ref(&self.output));
         let outputs = output.map_err(ort_failed)?;
         let output = outputs.first().ok_or_else(|| failed("the network gave no answer".to_owned()))?;
         let (dimensions, rows) = output.try_extract_tensor::<f32>().map_err(ort_failed)?;
-        if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(images) {
+        if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(rows_wanted) {
             return Err(failed(format!("the network answers with shape {dimensions:?}, not one row an image")));
         }
-        let width = rows.len() / images;
+        let width = rows.len() / rows_wanted;
         let known = *self.width.get_or_init(|| width);
         if known != width {
             return Err(failed(format!("the network answers with {width} values an image, {known} before")));
         }
         Ok(rows.to_vec())
+    }
+
+    /// The same network, run by the processor as if it were a card.
+    #[cfg(test)]
+    pub(super) fn into_card(self) -> Self {
+        Self { opened: self.opened.into_card(), ..self }
     }
 
     /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
@@ -116,7 +120,7 @@ impl Session {
 
     /// Whether only one thread at a time can run it, so that more threads want more sessions.
     pub fn takes_turns(&self) -> bool {
-        self.opened.turn.is_some()
+        self.opened.takes_turns()
     }
 
     /// Number of the optimized network's nodes on each provider (`CPU`, `CUDA`).

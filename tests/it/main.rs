@@ -5,6 +5,7 @@
 mod bad_input;
 mod cli;
 mod compare;
+mod export;
 mod golden;
 mod incremental;
 mod layers;
