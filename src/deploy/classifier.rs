@@ -1,14 +1,16 @@
 //! An ONNX classifier, ready to answer: one that was exported, or any other that takes images.
 //!
 //! Images are decoded and resized here by the recorded preprocessing, in the arithmetic that the features of the head were made
-//! with (Pillow's), whatever the model's own input: a graph that resizes gets images that have its size already, and leaves them as
-//! they are. So answers are those of the cached path, and images of unequal size share a batch.
+//! with (Pillow's), whatever the model's own input; a graph that resizes is fed behind its resize. So answers are those of the cached
+//! path, images of unequal size share a batch, and the network has the cores. Where the graph cuts parts out of an image, images go
+//! in as they are.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::foreign::{self, Foreign};
-use super::{DeployError, IMAGE, Metadata, PROBABILITIES};
+use super::preprocess::TENSOR;
+use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES};
 use crate::assets::Located;
 use crate::evaluate::softmax;
 use crate::extract::prepare::{Picture, Preparer};
@@ -79,9 +81,15 @@ impl Classifier {
         let model = Model::from_bytes(&bytes, &located.path.display().to_string())?;
         let metadata = Metadata::read(&model)?;
         let options = SessionOptions { compute: opening.compute, threads: 1 };
-        let mut graphs = vec![runtime.graph(&bytes, &options)?];
+        let inner = metadata.as_ref().and_then(|metadata| behind_resize(&model, metadata)).map(|model| model.to_bytes());
+        let started = inner.as_ref().and_then(|inner| Some((inner.as_slice(), runtime.graph(inner, &options).ok()?)));
+        let (network, graph) = match started {
+            Some(started) => started,
+            None => (&*bytes, runtime.graph(&bytes, &options)?),
+        };
+        let mut graphs = vec![graph];
         while graphs[0].takes_turns() && graphs[0].provider() != "CUDA" && graphs.len() < opening.threads {
-            graphs.push(runtime.graph(&bytes, &options)?);
+            graphs.push(runtime.graph(network, &options)?);
         }
         let stem = located.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let mut classifier = Self {
@@ -184,7 +192,7 @@ impl Classifier {
 
     /// Whether the model itself takes bytes.
     pub fn takes_bytes(&self) -> bool {
-        self.graphs[0].takes_bytes()
+        self.metadata.as_ref().map_or_else(|| self.graphs[0].takes_bytes(), |metadata| metadata.input.kind == InputKind::Uint8)
     }
 
     /// Name of the model's own input.
@@ -209,7 +217,7 @@ impl Classifier {
 
     /// Brings images to the model's input; one a thread. Those of more pixels are refused.
     pub fn loader(&self, max_pixels: u64) -> Loader {
-        let held = match (self.takes_bytes(), self.own_size) {
+        let held = match (self.graphs[0].takes_bytes(), self.own_size) {
             (true, true) => Held::Own(Vec::new()),
             (true, false) => Held::Bytes(Vec::new()),
             (false, _) => Held::Numbers(Vec::new()),
@@ -292,6 +300,14 @@ impl fmt::Debug for Classifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Classifier").field("file", &self.file).field("classes", &self.classes.len()).finish_non_exhaustive()
     }
+}
+
+/// An exported model without its resize; none where it has none, or sees more than one view.
+fn behind_resize(model: &Model, metadata: &Metadata) -> Option<Model> {
+    let spec = &metadata.preprocessing;
+    let resizes = metadata.input.kind == InputKind::Uint8 && spec.views.len() == 1;
+    let [_, a, b, c] = spec.shape(1);
+    resizes.then(|| model.fed_at(TENSOR, [a, b, c])).flatten()
 }
 
 /// Batches of `batch` images, and how many of each are no filling: a network of fixed batch size takes nothing else.

@@ -28,6 +28,7 @@ mod attach;
 mod cut;
 mod error;
 mod external;
+mod fed;
 mod find;
 #[cfg(test)]
 mod fixture;

@@ -434,7 +434,8 @@ impl<F: Features> Rows<F> {
     }
 }
 
-fn named(error: HeadError, ids: &[String]) -> PipelineError {
+/// Puts the image's id into an error that knows its row alone.
+pub(super) fn named(error: HeadError, ids: &[String]) -> PipelineError {
     let id = |row: usize| ids.get(row).cloned().unwrap_or_default();
     match error {
         HeadError::NotFinite { row, .. } => PipelineError::BadFeatures { id: id(row) },

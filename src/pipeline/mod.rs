@@ -1,6 +1,8 @@
 //! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
 
+mod audit;
 mod compare;
+mod data_curve;
 mod depths;
 mod export;
 mod extract;
@@ -23,6 +25,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use audit::{AuditPlan, Audited, audit};
 pub use compare::compare;
 pub use depths::{Depth, depths};
 pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
@@ -173,6 +176,14 @@ pub enum PipelineError {
     /// No run shares an image with the first.
     #[error("{0}; compare runs that answer the same images of one split: fit them on the same features with the same head.split")]
     NothingToCompare(String),
+    /// The findings of an audit cannot be encoded.
+    #[error("{path}: the findings cannot be encoded ({source})")]
+    Findings {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: parquet::errors::ParquetError,
+    },
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),

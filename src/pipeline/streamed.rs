@@ -134,7 +134,15 @@ pub(super) fn in_memory(
     what: &str,
     instead: &str,
 ) -> Result<(), PipelineError> {
-    let (need, budget) = (need(store, wanted).div_ceil(1 << 20), budget(params) >> 20);
+    fits(need(store, wanted), params, what, instead)
+}
+
+/// Refuses more bytes of features in memory than there may be, for `what` needs them there.
+///
+/// # Errors
+/// When there are more.
+pub(super) fn fits(need: u64, params: &HeadParams, what: &str, instead: &str) -> Result<(), PipelineError> {
+    let (need, budget) = (need.div_ceil(1 << 20), budget(params) >> 20);
     if need <= budget {
         return Ok(());
     }

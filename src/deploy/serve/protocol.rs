@@ -273,37 +273,69 @@ impl Inference {
     pub(super) fn answer(&self, rows: &[Vec<f32>], classifier: &Classifier) -> Result<Answer, serde_json::Error> {
         let all = [PROBABILITIES, CLASS_INDEX].map(|name| (name.to_owned(), self.binary));
         let wanted = if self.outputs.is_empty() { &all[..] } else { &self.outputs };
+        let probabilities: Vec<f32> = rows.concat();
         let indices: Vec<i64> = rows.iter().map(|row| i64::try_from(argmax(row)).unwrap_or(i64::MAX)).collect();
-        let (mut outputs, mut tail) = (Vec::new(), Vec::new());
-        for (name, binary) in wanted {
-            let before = tail.len();
-            let (datatype, shape, data) = if name == PROBABILITIES {
-                let values: Vec<f32> = rows.concat();
-                if *binary {
-                    tail.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-                }
-                ("FP32", vec![rows.len(), classifier.classes().len()], (!binary).then(|| json!(values)))
+        let mut tail = Vec::new();
+        let output = |(name, binary): &(String, bool)| {
+            let (datatype, shape, values) = if name == PROBABILITIES {
+                ("FP32", vec![rows.len(), classifier.classes().len()], Values::Floats(&probabilities))
             } else {
-                if *binary {
-                    tail.extend(indices.iter().flat_map(|index| index.to_le_bytes()));
-                }
-                ("INT64", vec![rows.len()], (!binary).then(|| json!(indices)))
+                ("INT64", vec![rows.len()], Values::Integers(&indices))
             };
-            let mut output = json!({ "name": name, "datatype": datatype, "shape": shape });
-            match data {
-                Some(data) => output["data"] = data,
-                None => output["parameters"] = json!({ "binary_data_size": tail.len() - before }),
+            let before = tail.len();
+            if *binary {
+                values.write(&mut tail);
             }
-            outputs.push(output);
-        }
-        let mut answer = json!({ "model_name": classifier.name(), "model_version": VERSION, "outputs": outputs });
-        if let Some(id) = &self.id {
-            answer["id"] = json!(id);
-        }
-        let mut body = serde_json::to_vec(&answer)?;
+            let parameters = binary.then(|| Size { binary_data_size: tail.len() - before });
+            Output { name: name.clone(), datatype, shape, parameters, data: (!binary).then_some(values) }
+        };
+        let outputs = wanted.iter().map(output).collect();
+        let id = self.id.as_deref();
+        let mut body = serde_json::to_vec(&Inferred { model_name: classifier.name(), model_version: VERSION, id, outputs })?;
         let header = (!tail.is_empty()).then_some(body.len());
         body.append(&mut tail);
         Ok(Answer { body, header })
+    }
+}
+
+#[derive(Serialize)]
+struct Inferred<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    outputs: Vec<Output<'a>>,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    name: String,
+    datatype: &'a str,
+    shape: Vec<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Values<'a>>,
+}
+
+#[derive(Serialize)]
+struct Size {
+    binary_data_size: usize,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Values<'a> {
+    Floats(&'a [f32]),
+    Integers(&'a [i64]),
+}
+
+impl Values<'_> {
+    fn write(&self, tail: &mut Vec<u8>) {
+        match self {
+            Self::Floats(values) => tail.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Self::Integers(values) => tail.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+        }
     }
 }
 

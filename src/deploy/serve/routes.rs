@@ -163,16 +163,25 @@ async fn predict(server: &Server, request: Request<Incoming>, started: Instant) 
     let failed = predictions.iter().find_map(|prediction| prediction.answer.as_ref().err());
     let rows: Vec<Row<'_>> = predictions.iter().map(|prediction| Row::of(prediction, server.classifier.classes())).collect();
     let none = predictions.iter().all(|prediction| prediction.answer.is_err());
-    let mut answer = json!({
-        "model": server.classifier.name(),
-        "seconds": started.elapsed().as_secs_f64(),
-        "predictions": rows,
-    });
-    if let Some(reason) = failed.filter(|_| none) {
-        answer["error"] = json!(reason);
-    }
+    let answer = Predicted {
+        model: server.classifier.name(),
+        seconds: started.elapsed().as_secs_f64(),
+        predictions: rows,
+        error: failed.map(String::as_str).filter(|_| none),
+    };
     let status = if none { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
     Ok(with_status(status, as_json(&answer)))
+}
+
+/// The answer to images.
+#[derive(Serialize)]
+struct Predicted<'a> {
+    model: &'a str,
+    seconds: f64,
+    predictions: Vec<Row<'a>>,
+    /// Why none of them could be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
 
 /// What a query asks for.
