@@ -23,3 +23,4 @@ mod sweep;
 mod trouble;
 mod update;
 mod views;
+mod web;
