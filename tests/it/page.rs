@@ -125,7 +125,7 @@ fn a_picture_is_shown_with_its_classes() {
     assert!(browser.value("document.querySelector('article[data-done=yes] li div div').offsetWidth").as_u64().unwrap() > 50);
 
     // Dropped and pasted pictures come the same way.
-    let image = format!("new File([Uint8Array.from({})], 'made.png', {{type: 'image/png'}})", json!(png(&picture(0, 4))));
+    let image = format!("new File([Uint8Array.from({})], 'made.png', {{type: 'image/png'}})", json!(png(&picture(0, 0))));
     for event in ["new DragEvent('drop', {dataTransfer: data})", "new ClipboardEvent('paste', {clipboardData: data})"] {
         let before = browser.value("document.querySelectorAll('article[data-done=yes]').length").as_u64().unwrap();
         browser
