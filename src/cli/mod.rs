@@ -1,5 +1,6 @@
 //! The command line: what is typed, what is printed. The only room that prints.
 
+mod audit;
 mod bench;
 mod compare;
 mod data;
@@ -17,6 +18,7 @@ mod run;
 mod say;
 mod serve;
 mod shell;
+mod summary;
 mod verify;
 
 use std::path::PathBuf;
@@ -90,6 +92,8 @@ enum Command {
     FitHead(fit_head::FitHeadArgs),
     /// Stage 3: run directory -> report.html, report.json, a table on the terminal.
     Report(report::ReportArgs),
+    /// What is wrong with the images: leaks, duplicates, label errors, outliers, from the cached features alone.
+    Audit(audit::AuditArgs),
     /// Runs beside each other, and whether the difference between them is real.
     Compare(compare::CompareArgs),
     /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
@@ -181,6 +185,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Extract(args) => extract::main(args, &shell),
         Command::FitHead(args) => fit_head::main(args, &shell),
         Command::Report(args) => report::main(args, &shell),
+        Command::Audit(args) => audit::main(args, &shell),
         Command::Compare(args) => compare::main(args, &shell),
         Command::Bench(args) => bench::main(args, &shell),
         Command::Export(args) => export::main(args, &shell),

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::options::{PipelineArgs, RuntimeArgs};
 use super::progress::Progress;
 use super::say::Output;
-use crate::pipeline::{Context, Override, Pipeline, Settings};
+use crate::pipeline::{Context, Override, Pipeline, Settings, quoted};
 use crate::runtime::Compute;
 
 /// What every command works with.
@@ -65,25 +65,5 @@ impl Shell<'_> {
     /// What the flags say to run on.
     pub fn compute(&self) -> anyhow::Result<Compute> {
         Ok(self.machine()?.0)
-    }
-}
-
-/// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(
-            ["runs/a-1.toml", "my photos", "it's", ""].map(|path| quoted(Path::new(path))),
-            ["runs/a-1.toml", "'my photos'", r"'it'\''s'", "''"]
-        );
     }
 }

@@ -4,7 +4,7 @@ use super::metadata::{CLASS_INDEX, IMAGE, InputKind, InputRecord, PROBABILITIES}
 use super::{DeployError, preprocess};
 use crate::head::{Head, Standardization};
 use crate::image::{ImageSpec, Layout, Window};
-use crate::onnx::{self, Around, Axis, EMBEDDING, Element, InputType, Model, PortSpec, Setting, Writer};
+use crate::onnx::{self, Around, Axis, EMBEDDING, Element, Model, PortSpec, Setting, Writer};
 use crate::store::{Dtype, Segment, Transform};
 
 /// The graph's tensor `[N, D]` of the features that the head sees.
@@ -76,15 +76,14 @@ pub fn merge(parts: &Parts<'_>, options: &MergeOptions) -> Result<(Model, InputR
     }
     let opset = options.opset.unwrap_or_else(|| backbone.opset().max(least));
 
-    let bytes = image.dtype == InputType::Uint8;
     let mut before = Writer::default();
     let shape = match options.input {
         InputKind::Uint8 => {
-            preprocess::from_bytes(&mut before, IMAGE, spec, bytes);
+            preprocess::from_bytes(&mut before, IMAGE, spec, image.dtype);
             vec![Axis::Open("N"), Axis::Open("H"), Axis::Open("W"), Axis::Fixed(3)]
         }
         InputKind::Tensor => {
-            preprocess::from_tensor(&mut before, IMAGE, spec, bytes);
+            preprocess::from_tensor(&mut before, IMAGE, spec, image.dtype);
             let side = Axis::Fixed(i64::from(spec.side));
             match spec.pixels.layout {
                 Layout::Nchw => vec![Axis::Open("N"), Axis::Fixed(3), side.clone(), side],

@@ -17,8 +17,10 @@ use crate::onnx::Model;
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
 use crate::store::Transform;
 
-/// Images of one size that are run at once.
-const BATCH: usize = 16;
+/// Images that a thread holds decoded, and those of one size that are run at once.
+const BATCH: usize = 8;
+/// Pixels that are run at once, at most, unless one image has more: the graph resizes them as float32.
+const BATCH_PIXELS: u64 = 4 << 20;
 /// Rows that a model keeps of those it was compared on, so that it can be compared again.
 const MOST_KEPT: usize = 256;
 /// Images that a stage is found by.
@@ -161,7 +163,14 @@ impl Deployed {
         let mut said = Vec::with_capacity(good.len());
         // A batch has one size; a graph that is fed tensors gives all of them the same.
         let same = |a: &&RgbImage, b: &&RgbImage| self.kind == InputKind::Tensor || a.dimensions() == b.dimensions();
-        for run in good.chunk_by(same) {
+        let at_once = |run: &[&RgbImage]| match self.kind {
+            InputKind::Tensor => BATCH,
+            InputKind::Uint8 => {
+                let pixels = run.first().map_or(1, |image| u64::from(image.width()) * u64::from(image.height()));
+                usize::try_from(BATCH_PIXELS / pixels.max(1)).unwrap_or(BATCH).clamp(1, BATCH)
+            }
+        };
+        for run in good.chunk_by(same).flat_map(|run| run.chunks(at_once(run))) {
             let outputs = self.run(run, &[PROBABILITIES, CLASS_INDEX])?;
             let [Answer::Float32(_, probabilities), Answer::Int64(_, classes)] = &outputs[..] else {
                 return Err(DeployError::Answer("its outputs are not probabilities and a class".to_owned()));

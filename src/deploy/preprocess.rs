@@ -11,7 +11,7 @@
 //! one. The weights follow from the size of the image, so they are worked out in the graph.
 
 use crate::image::{ChannelOrder, ImageSpec, Layout, Resize, View, Window};
-use crate::onnx::{Element, Setting, Writer};
+use crate::onnx::{Element, InputType, Setting, Writer};
 
 /// Bits of the largest weight.
 const WEIGHT_BITS: u32 = 15;
@@ -87,8 +87,8 @@ struct Line {
 }
 
 /// Writes the nodes from the input `image` `[N, H, W, 3]` to the backbone's tensor of all views, one view after the other:
-/// `[V * N, ...]` in the backbone's layout. `bytes` says that the backbone takes bytes.
-pub(super) fn from_bytes(writer: &mut Writer, image: &str, spec: &ImageSpec, bytes: bool) {
+/// `[V * N, ...]` in the backbone's layout and type.
+pub(super) fn from_bytes(writer: &mut Writer, image: &str, spec: &ImageSpec, takes: InputType) {
     writer.enter("resize");
     let shape = writer.node("Shape", &[image], &[]);
     let [height, width] = [1, 2].map(|axis| {
@@ -117,11 +117,11 @@ pub(super) fn from_bytes(writer: &mut Writer, image: &str, spec: &ImageSpec, byt
         Layout::Nchw => ranged,
         Layout::Nhwc => writer.node("Transpose", &[&ranged], &[Setting::Ints("perm", &[0, 2, 3, 1])]),
     };
-    finish(writer, &ranged, bytes);
+    finish(writer, &ranged, takes);
 }
 
 /// Writes the nodes from the backbone's own tensor to that of all views; none of them may show a part.
-pub(super) fn from_tensor(writer: &mut Writer, image: &str, spec: &ImageSpec, bytes: bool) {
+pub(super) fn from_tensor(writer: &mut Writer, image: &str, spec: &ImageSpec, takes: InputType) {
     writer.enter("views");
     let across = match spec.pixels.layout {
         Layout::Nchw => 3,
@@ -132,12 +132,12 @@ pub(super) fn from_tensor(writer: &mut Writer, image: &str, spec: &ImageSpec, by
         [only] => only.clone(),
         many => writer.node("Concat", &many.iter().map(String::as_str).collect::<Vec<_>>(), &[Setting::Int("axis", 0)]),
     };
-    finish(writer, &all, bytes);
+    finish(writer, &all, takes);
 }
 
 /// The tensor as the backbone takes it.
-fn finish(writer: &mut Writer, tensor: &str, bytes: bool) {
-    if !bytes {
+fn finish(writer: &mut Writer, tensor: &str, takes: InputType) {
+    if takes != InputType::Uint8 {
         writer.named("Identity", &[tensor], TENSOR, &[]);
         return;
     }
@@ -145,7 +145,7 @@ fn finish(writer: &mut Writer, tensor: &str, bytes: bool) {
     let rounded = writer.round(tensor);
     let least = writer.max(&rounded, &none);
     let within = writer.min(&least, &most);
-    writer.named("Cast", &[&within], TENSOR, &[Setting::Int("to", 2)]);
+    writer.named_cast(&within, Element::Uint8, TENSOR);
 }
 
 /// A view of a window that is resized: left and right are exchanged along the axis `across`, or not.

@@ -158,6 +158,7 @@ fn every_variant_gives_the_probabilities_of_the_steps() {
     let Some(runtime) = runtime() else { return };
     let nchw = PixelFormat { order: ChannelOrder::Bgr, ..PixelFormat::IMAGENET };
     assert_eq!(nchw.layout, Layout::Nchw);
+    let raw = PixelFormat { divisor: 1.0, mean: [0.0; 3], std: [1.0; 3], ..nchw.clone() };
     let cases = [
         (networks::resnet(7), Layers::Pooled, nchw.clone(), "identity", false, Transform::None),
         (networks::resnet(13), Layers::MultiAll, nchw.clone(), "identity,hflip", true, Transform::None),
@@ -170,6 +171,8 @@ fn every_variant_gives_the_probabilities_of_the_steps() {
             false,
             Transform::Sqrt,
         ),
+        (networks::of_bytes(), Layers::Pooled, raw.clone(), "identity,hflip", true, Transform::None),
+        (networks::of_half(), Layers::Pooled, PixelFormat::IMAGENET, "identity", true, Transform::None),
         (networks::vision_transformer(), Layers::Pooled, nchw, "identity", true, Transform::None),
         (networks::convnext(12), Layers::Pooled, PixelFormat::TENSORFLOW, "identity,hflip", true, Transform::None),
     ];
@@ -296,6 +299,10 @@ fn what_cannot_be_put_together_is_refused_with_the_reason() {
     let good = head(width, false, Transform::None);
     let said = refused(&head(width + 1, false, Transform::None), None);
     assert!(said.contains(&format!("of {} features", width + 1)) && said.contains("fit it again"), "{said}");
+    let (later, segments) = cut(&networks::resnet(17), &Layers::Pooled);
+    let parts = Parts { backbone: &later, segments: &segments, head: &good, spec: &plain, dtype: Dtype::Float32 };
+    let said = merge(&parts, &MergeOptions { opset: Some(13), ..MergeOptions::default() }).unwrap_err().to_string();
+    assert!(said.contains("it needs version 17 at least") && said.contains("--opset"), "{said}");
     for (opset, needle) in [(11, "13 at least"), (99, "only versions")] {
         let said = refused(&good, Some(opset));
         assert!(said.contains(needle) && said.contains(&opset.to_string()), "{said}");

@@ -89,11 +89,29 @@ pub(super) enum Outcome {
     Quarantined(Quarantined),
 }
 
+/// Is shown the split, the row and the features of all views `[V * D]` of each new image, in the order of the source; what it takes is
+/// not stored.
+pub type Taker<'a> = &'a mut dyn FnMut(&str, &Row, &[f32]) -> bool;
+
 /// Runs every image of the source that the store does not hold yet.
 ///
 /// # Errors
 /// When the source cannot be read, the store cannot be written, or the network fails. What was done until then is recorded.
 pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: &AtomicBool) -> Result<Ended, ExtractError> {
+    extract_beside(plan, runtime, observe, stop, &mut |_, _, _| false)
+}
+
+/// The same, with images whose features are for something else than the store.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_beside(
+    plan: &Plan<'_>,
+    runtime: &Runtime,
+    observe: Observer<'_>,
+    stop: &AtomicBool,
+    take: Taker<'_>,
+) -> Result<Ended, ExtractError> {
     let started = Instant::now();
     let sessions = sessions(plan, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
@@ -128,6 +146,11 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
                 let writing = Instant::now();
                 for outcome in outcomes {
                     tally.count(&outcome);
+                    if let Outcome::Row { split, row, embedding: Embedding::New(views), .. } = &outcome
+                        && take(split, row, views)
+                    {
+                        continue;
+                    }
                     store(&mut writer, outcome)?;
                 }
                 tally.stages.write += writing.elapsed().as_secs_f64();

@@ -19,7 +19,7 @@ pub use backbone::{Backbone, BackboneError, PixelScale};
 pub(crate) use backbone::{expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
 pub(crate) use engine::suited_batch;
-pub use engine::{Ended, Plan, extract};
+pub use engine::{Ended, Plan, Taker, extract, extract_beside};
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;

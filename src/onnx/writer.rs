@@ -88,6 +88,11 @@ impl Writer {
         self.node("Cast", &[input], &[Setting::Int("to", to.onnx() as i64)])
     }
 
+    /// Adds a conversion whose output has this name.
+    pub fn named_cast(&mut self, input: &str, to: Element, output: &str) {
+        self.named("Cast", &[input], output, &[Setting::Int("to", to.onnx() as i64)]);
+    }
+
     /// Adds a constant of float32.
     pub fn floats(&mut self, dims: &[i64], values: &[f32]) -> String {
         self.constant(DataType::Float, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
+mod audit;
 mod bad_input;
+mod browser;
+mod chromium;
 mod cli;
 mod compare;
 mod export;
@@ -21,6 +24,7 @@ mod sources;
 mod support;
 mod sweep;
 mod trouble;
+mod uncached;
 mod update;
 mod views;
 mod web;
