@@ -118,7 +118,9 @@ mod tests {
     fn logits_are_told_from_probabilities() {
         let model = networks::resnet(13);
         let mut graph = model.proto().graph.clone().unwrap();
-        let output = graph.output[0].name().to_owned();
+        assert_eq!(scores(&graph, graph.output[0].name()), Scores::Probabilities);
+        let softmax = graph.node.iter().find(|node| node.op_type() == "Softmax").unwrap();
+        let output = softmax.input[0].clone();
         assert_eq!(scores(&graph, &output), Scores::Logits);
         let node = |op: &str, from: &str, to: &str| NodeProto {
             op_type: Some(op.to_owned()),
