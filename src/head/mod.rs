@@ -30,6 +30,7 @@
 //! ```
 
 mod adam;
+mod answer;
 mod balance;
 mod baseline;
 mod checkpoint;
@@ -47,6 +48,7 @@ mod lbfgs;
 mod logistic;
 mod minimize;
 mod model;
+mod panel;
 mod params;
 mod part;
 mod ridge;
@@ -58,6 +60,7 @@ mod statistics;
 mod step;
 mod stream;
 mod tally;
+mod team;
 mod tiles;
 mod update;
 
