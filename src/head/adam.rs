@@ -129,8 +129,8 @@ impl Training<'_> {
                 l2: params.l2(),
             };
             let rate = |step| self.rates.at(step);
-            let passed = self.adam.pass(&mut self.layer, &task, part.order, params.batch_size, &rate);
-            seen.add(&passed.seen);
+            let passed = self.adam.pass(&mut self.layer, &task, part.order, params.batch_size, &rate, seen.clone());
+            seen = passed.seen;
             if let Some(loss) = passed.not_finite {
                 return Err(diverged(loss));
             }

@@ -65,7 +65,7 @@ pub(super) struct Adam {
     shares: Vec<Share>,
 }
 
-/// What became of the rows of some batches.
+/// What became of the rows of an epoch's batches.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Passed {
     pub(super) seen: Tally,
@@ -76,15 +76,6 @@ pub(super) struct Passed {
 }
 
 impl Passed {
-    /// Adds what became of the batches after.
-    fn add(&mut self, later: Self) {
-        if self.seen.rows() == 0 {
-            self.first_loss = later.first_loss;
-        }
-        self.seen.add(&later.seen);
-        self.not_finite = self.not_finite.or(later.not_finite);
-    }
-
     /// Counts the next batch; whether to go on.
     fn see(&mut self, found: &Tally) -> bool {
         if self.seen.rows() == 0 {
@@ -109,8 +100,8 @@ impl Adam {
         }
     }
 
-    /// A step for each batch of the rows in `order`, at the learning rate of its number (the first of all is 0); ends with one whose
-    /// loss is not finite.
+    /// A step for each batch of the rows in `order`, at the learning rate of its number (the first of all is 0), counted beside what was
+    /// `seen` before; ends with one whose loss is not finite.
     pub(super) fn pass(
         &mut self,
         layer: &mut Dense,
@@ -118,9 +109,10 @@ impl Adam {
         order: &[usize],
         batch_size: usize,
         rate: &(dyn Fn(u64) -> f64 + Sync),
+        seen: Tally,
     ) -> Passed {
         let pace = |step| Pace::of(step + 1, rate(step), task.weight_decay, task.l2);
-        let mut passed = Passed::default();
+        let mut passed = Passed { seen, ..Passed::default() };
         // Each batch goes the way of its own size, so that rows that come in parts give the same bits.
         let (large, small) = order.split_at(if batch_size < LARGE_BATCH { 0 } else { large_rows(order.len(), batch_size) });
         for batch in large.chunks(batch_size) {
@@ -130,10 +122,7 @@ impl Adam {
                 return passed;
             }
         }
-        if !small.is_empty() {
-            passed.add(self.steps_by_team(layer, task, small, batch_size, &pace));
-        }
-        passed
+        if small.is_empty() { passed } else { self.steps_by_team(layer, task, small, batch_size, &pace, passed) }
     }
 
     fn steps_by_team(
@@ -143,6 +132,7 @@ impl Adam {
         order: &[usize],
         batch_size: usize,
         pace: &(dyn Fn(u64) -> Pace + Sync),
+        passed: Passed,
     ) -> Passed {
         let Plan { slices, mut units } = self.plan(layer);
         let (count, members) = (units.len(), rayon::current_num_threads().min(units.len()));
@@ -166,7 +156,7 @@ impl Adam {
             logits: Board::new(&Lanes::ZERO, slices * most * layer.classes()),
             errors: Board::new(&Lanes::ZERO, most * layer.classes()),
             found: Board::new(&Tally::default(), most),
-            passed: Board::new(&Passed::default(), 1),
+            passed: Board::new(&passed, 1),
         };
         Meeting::new(members).hold(owned, |member, own| shared.work(layer, member, own));
         // SAFETY: the team is done.
@@ -348,7 +338,8 @@ impl Shared<'_, '_> {
         let columns = from * LANES..layer.features().min(to * LANES);
         let (simd, classes, task) = (layer.simd, self.classes, self.task);
         let mut packed = Packed::default();
-        let mut passed = Passed::default();
+        // SAFETY: nobody writes it before all have met.
+        let mut passed = unsafe { self.passed.read(0..1)[0].clone() };
         let mut batch_found = Tally::default();
         let mut chunks = self.chunks().peekable();
         while let Some(chunk) = chunks.next() {

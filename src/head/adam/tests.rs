@@ -300,7 +300,7 @@ fn check_gradient(count: usize, width: usize, classes: usize) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let zero = Weights { kernel: Array2::zeros((width, classes)), bias: Array1::zeros(classes) };
         let (mut layer, mut adam) = (start.pack(), Adam::new(0, zero.pack(), zero.pack()));
-        let passed = pool.install(|| adam.pass(&mut layer, &task, &rows, count, &|_| 0.01));
+        let passed = pool.install(|| adam.pass(&mut layer, &task, &rows, count, &|_| 0.01, Tally::default()));
         let first = Weights::unpack(&layer.like(&adam.kernel.first, &adam.bias.first));
         // The first moment is a tenth of the gradient.
         assert_near(&first.kernel, kernel.iter().map(|gradient| 0.1 * gradient), 1e-6);
