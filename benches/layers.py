@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--layers", default="pooled,multi,multi-all")
     parser.add_argument("--views", default="identity,identity+hflip")
     parser.add_argument("--heads", default="adam,lbfgs,ridge")
+    parser.add_argument("--extract", default="", help="further flags of extract, as in '--device cuda'")
     parser.add_argument("--remove", action="store_true", help="delete each store once its heads are fitted")
     args = parser.parse_args()
     table = []
@@ -49,7 +50,8 @@ def main():
                 missing = [head for head, folder in runs.items() if not os.path.exists(os.path.join(folder, "metrics.json"))]
                 if missing or not os.path.exists(figures):
                     of = ["--data", args.data, "--model", args.model, "--input-size", side, "--layers", layers]
-                    found = run(args.tlpipe, "--json", "extract", *of, "--views", views.replace("+", ","), "--dtype", "float16", *store)
+                    of += ["--views", views.replace("+", ","), "--dtype", "float16", *args.extract.split()]
+                    found = run(args.tlpipe, "--json", "extract", *of, *store)
                     if not os.path.exists(figures):
                         with open(figures, "w") as file:
                             json.dump({"seconds": found["seconds"], "bytes": size(name)}, file)
@@ -62,7 +64,8 @@ def main():
                     test = metrics["test"]
                     low, high = test["accuracy_interval"]
                     table.append([side, layers, views, head, f"{metrics['features']:,}", f"{test['accuracy']:.4f}", f"{low:.3f} to {high:.3f}",
-                                  f"{figures['seconds']:.0f} s", f"{metrics['fit_seconds']:.1f} s", f"{figures['bytes'] / 1e9:.2f} GB"])
+                                  f"{figures['seconds']:.1f} s", f"{metrics['fit_seconds']:.1f} s", f"{figures['bytes'] / 1e9:.2f} GB"])
+                    print(*table[-1], sep=" | ", flush=True)
                 if args.remove:
                     shutil.rmtree(name, ignore_errors=True)
     head = ["side", "layers", "views", "head", "features", "test accuracy", "95 %", "extraction", "fit", "store"]

@@ -5,7 +5,9 @@
 //! ```text
 //! dataset ─▶ image ─▶ onnx + runtime ─▶ store ─▶ head ─▶ evaluate ─▶ report
 //! records    tensor   backbone, cut     rows     logits  scores      page
-//!           └──────────── extract ─────────┘
+//!           └──────────── extract ─────────┘└▶ audit   └──▶ deploy
+//!                                             what is      one file,
+//!                                             wrong        predict, serve
 //! ```
 //!
 //! [`pipeline`] puts them together from one TOML file, [`cli`] is the `tlpipe` program around it. A program of your own can
@@ -34,8 +36,10 @@
 #![warn(missing_docs)]
 
 pub mod assets;
+pub mod audit;
 pub mod cli;
 pub mod dataset;
+pub mod deploy;
 pub mod evaluate;
 pub mod events;
 pub mod extract;

@@ -10,12 +10,14 @@
 //!   sweep.csv             one row a candidate, where a sweep chose the settings
 //!   shots.csv, depths.csv  heads on few images, and on one depth of the network each, where they were asked for
 //!   report.html report.json
+//!   audit.parquet audit.json data_curve.csv  what is wrong with the images, where it was asked for; they know no head
 //!   statistics.safetensors, statistics.parquet  of ridge: what the head follows from, and the rows it is of
 //!   l2_path.csv, left_out.parquet  of ridge: every strength of L2; each training row's answer by a fit without it
 //!   sweep.partial           only while a sweep runs or after it was stopped: what it has fitted
 //!   checkpoint.safetensors  only while a long fit runs or after it was stopped: where it goes on
 //! ```
 
+mod audit;
 mod predictions;
 mod rows;
 
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::evaluate::{Averages, Bootstrap, Calibration, ClassScore, ConfusionCell, Scaled, TopK};
 use crate::head::Checkpoints;
 use crate::persist::persist;
+pub use audit::{AUDIT, AUDIT_FINDINGS, DATA_CURVE};
 pub use predictions::{Predictions, PredictionsWriter};
 pub use rows::TrainedRows;
 
@@ -63,6 +66,14 @@ pub enum RunError {
     /// There is no fitted head here.
     #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head with the same pipeline or flags")]
     Missing(PathBuf),
+    /// The summary of an audit is not what it should be.
+    #[error("{path}: {reason}; audit again: tlpipe audit with the same pipeline or flags")]
+    DamagedAudit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file is not what it should be.
     #[error("{path}: {reason}; fit the head again: tlpipe fit-head with the same pipeline or flags")]
     Damaged {
@@ -339,8 +350,9 @@ impl RunDir {
         fs::create_dir_all(&self.path).and_then(|()| tempfile::tempfile_in(&self.path).map(drop)).map_err(unwritable)?;
         // The head is the first file of a run; folders beside it, such as a feature store, are the user's own.
         let mut files = self.path.read_dir().map_err(unwritable)?.flatten().filter(|entry| entry.path().is_file());
-        // A first fit or sweep that was stopped leaves these alone.
-        let own = |name: &str| name.starts_with(".tmp-") || [Checkpoints::FILE, SWEEP_JOURNAL].contains(&name);
+        // A first fit or sweep that was stopped leaves these alone, or an audit before the first fit.
+        let left = [Checkpoints::FILE, SWEEP_JOURNAL, AUDIT, AUDIT_FINDINGS, DATA_CURVE];
+        let own = |name: &str| name.starts_with(".tmp-") || left.contains(&name);
         let foreign = !self.file("head.safetensors").is_file() && files.any(|entry| !own(&entry.file_name().to_string_lossy()));
         if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }
     }

@@ -102,8 +102,7 @@ pub(super) fn sha256(path: &Path) -> io::Result<String> {
 }
 
 /// SHA-256 of bytes in memory, lowercase hex.
-#[cfg(test)]
-pub(super) fn sha256_of(bytes: &[u8]) -> String {
+pub fn sha256_of(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -1,13 +1,13 @@
 //! What can go wrong while an asset is looked for.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An asset could not be found or fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum AssetError {
     /// Neither a path that exists nor a name of the registry.
-    #[error("{kind} {name:?}: no such file ({looked}) and no such name{}; known names: {}", did_you_mean(suggestion.as_deref()), known.join(", "))]
+    #[error("{kind} {name:?}: {} and no such name{}; known names: {}", no_file(looked), did_you_mean(suggestion.as_deref()), known.join(", "))]
     Unknown {
         /// `model` or `data set`.
         kind: &'static str,
@@ -73,6 +73,11 @@ pub struct Absent {
 
 pub(super) const CACHE_REMEDY: &str = "make it readable and writable, or set XDG_CACHE_HOME to a folder that is";
 pub(super) const READ_REMEDY: &str = "make it readable";
+
+fn no_file(looked: &Path) -> String {
+    let looked_at = looked.display();
+    if looked.is_dir() { format!("{looked_at} is a folder (name a file in it)") } else { format!("no such file ({looked_at})") }
+}
 
 fn did_you_mean(suggestion: Option<&str>) -> String {
     suggestion.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()

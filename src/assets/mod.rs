@@ -32,6 +32,7 @@ use etcetera::BaseStrategy as _;
 use places::{Hit, Places, Shelf, Trace};
 use registry::Registry;
 
+pub use checksum::sha256_of;
 pub use error::{Absent, AssetError};
 pub use registry::{Alias, AssetFile, DataCard, ModelCard, Preprocessing, Variant};
 

@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::say;
 use super::shell::Shell;
-use crate::pipeline::{self, ComparedRun, Comparison};
+use crate::pipeline;
+use crate::report::{ComparedRun, Comparison};
 
 /// Arguments of `tlpipe compare`.
 #[derive(Clone, Debug, Args)]
@@ -24,7 +25,8 @@ pub fn main(args: &CompareArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     shell.output.result(&found, || text(&found))
 }
 
-fn text(found: &Comparison) -> String {
+/// A line a run, then what the tests say.
+pub fn text(found: &Comparison) -> String {
     let number = |value: Option<f64>, digits: usize| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
     let line = |run: &ComparedRun| {
         let interval = run.accuracy_interval.map(|[low, high]| format!("{low:.3} to {high:.3}"));

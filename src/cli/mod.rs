@@ -1,18 +1,25 @@
 //! The command line: what is typed, what is printed. The only room that prints.
 
+mod audit;
 mod bench;
 mod compare;
 mod data;
 mod doctor;
+mod export;
 mod extract;
 mod fit_head;
 mod models;
+mod open;
 mod options;
+mod predict;
 mod progress;
 mod report;
 mod run;
 mod say;
+mod serve;
 mod shell;
+mod summary;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -85,10 +92,20 @@ enum Command {
     FitHead(fit_head::FitHeadArgs),
     /// Stage 3: run directory -> report.html, report.json, a table on the terminal.
     Report(report::ReportArgs),
+    /// What is wrong with the images: leaks, duplicates, label errors, outliers, from the cached features alone.
+    Audit(audit::AuditArgs),
     /// Runs beside each other, and whether the difference between them is real.
     Compare(compare::CompareArgs),
     /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
     Bench(bench::BenchArgs),
+    /// Backbone and head as one classifier.onnx, proven equal to what was scored.
+    Export(export::ExportArgs),
+    /// Prove a classifier.onnx again, and score it on labelled images.
+    Verify(verify::VerifyArgs),
+    /// Classify images.
+    Predict(predict::PredictArgs),
+    /// The same over HTTP.
+    Serve(serve::ServeArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -131,7 +148,8 @@ pub fn main() -> ExitCode {
     let status = status(&error);
     let text = say::chain(&error);
     say::error(&text);
-    if cli.global.json {
+    // One object, and that was the result.
+    if cli.global.json && !error.is::<predict::SomeFailed>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -167,8 +185,13 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Extract(args) => extract::main(args, &shell),
         Command::FitHead(args) => fit_head::main(args, &shell),
         Command::Report(args) => report::main(args, &shell),
+        Command::Audit(args) => audit::main(args, &shell),
         Command::Compare(args) => compare::main(args, &shell),
         Command::Bench(args) => bench::main(args, &shell),
+        Command::Export(args) => export::main(args, &shell),
+        Command::Verify(args) => verify::main(args, &shell),
+        Command::Predict(args) => predict::main(args, &shell),
+        Command::Serve(args) => serve::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use toml::Value;
 
-use crate::pipeline::{Override, Pipeline, Settings, same_folder};
+use crate::pipeline::{DataSettings, Override, Pipeline, Settings, same_folder};
 
 /// The pipeline file where none is named.
 const DEFAULT: &str = "tlpipe.toml";
@@ -106,6 +106,11 @@ pub struct RuntimeArgs {
 }
 
 impl RuntimeArgs {
+    /// The flags but --precision, and that one by itself: for a command that means the numbers of a file by it.
+    pub fn without_precision(&self) -> (Self, Option<&str>) {
+        (Self { precision: None, ..self.clone() }, self.precision.as_deref())
+    }
+
     /// The flags that were given.
     pub fn overrides(&self) -> impl Iterator<Item = Override> {
         [
@@ -211,6 +216,18 @@ impl ImageArgs {
         .into_iter()
         .flatten()
         .collect()
+    }
+}
+
+impl ColumnArgs {
+    /// The columns that were chosen, of this source.
+    pub fn of(&self, source: Option<String>) -> DataSettings {
+        DataSettings {
+            source,
+            image_column: self.image_column.clone(),
+            label_column: self.label_column.clone(),
+            split_column: self.split_column.clone(),
+        }
     }
 }
 

@@ -1,68 +1,101 @@
 //! `tlpipe report`.
 
-use clap::Args;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::options::PipelineArgs;
-use super::say;
 use super::shell::Shell;
-use crate::pipeline::{self, Reported};
+use super::{compare, summary};
+use crate::pipeline::{self, ReportOptions, Reported};
 
 /// Arguments of `tlpipe report`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:\n  tlpipe report pipelines/cifar10.toml\n  tlpipe report --run runs/cifar10-96 --json")]
+#[command(
+    after_help = "Examples:\n  tlpipe report pipelines/cifar10.toml\n  tlpipe report runs/cifar10-96 --no-map --format markdown\n  \
+    tlpipe report --compare runs/adam runs/ridge --output compare.html"
+)]
 pub struct ReportArgs {
     #[command(flatten)]
     pipeline: PipelineArgs,
-    /// Where the images are, for the pictures of mistakes [data.source].
+    /// Where the images are, for pictures of them [data.source].
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
+    /// Leave out the map of the embeddings, for which features are read.
+    #[arg(long)]
+    no_map: bool,
+    /// Size in MiB that pictures may bring the page to; 0 leaves them out.
+    #[arg(long, value_name = "MIB", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    thumbnails_mib: u32,
+    /// How the summary on stdout is written.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// One page on several runs instead, two or more; each is tested against the first.
+    #[arg(long, num_args = 2.., value_name = "RUN", conflicts_with_all = ["pipeline", "set", "features", "run", "data", "no_map"])]
+    compare: Vec<PathBuf>,
+    /// The page of --compare; the same facts as data go beside it.
+    #[arg(long, value_name = "FILE", default_value = "compare.html", requires = "compare")]
+    output: PathBuf,
+}
+
+/// How a summary is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Tables for a terminal.
+    Text,
+    /// Tables of GitHub's Markdown.
+    Markdown,
+    /// What is in report.json, or compare.json.
+    Json,
+    /// A line a split, or a run.
+    Csv,
 }
 
 /// Runs stage 3.
 pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
+    let page_bytes = args.thumbnails_mib as usize * (1 << 20);
+    if !args.compare.is_empty() {
+        return compared(args, shell, page_bytes);
+    }
     let source = args.data.clone().map(|data| pipeline::Override { key: "data.source".into(), value: data.into() });
     let pipeline = shell.pipeline(&args.pipeline.or_recorded()?, source)?;
-    let reported = pipeline::report(&pipeline, &shell.context, true)?;
-    shell.output.result(&json!({ "html": reported.html, "json": reported.json }), || {
-        [table(&reported), Some(summary(&reported))].into_iter().flatten().collect::<Vec<_>>().join("\n")
+    let options = ReportOptions { always: true, map: !args.no_map, page_bytes };
+    let reported = pipeline::report(&pipeline, &shell.context, &options)?;
+    let Some(facts) = &reported.facts else { return shell.output.result(&paths(&reported), || said(&reported)) };
+    if args.format != Format::Text && !shell.output.json {
+        shell.progress.note(&said(&reported));
+    }
+    let json = serde_json::to_string_pretty(facts)?;
+    shell.output.result(&paths(&reported), || match args.format {
+        Format::Text => format!("{}\n{}", summary::text(facts), said(&reported)),
+        Format::Markdown => summary::markdown(facts),
+        Format::Json => json,
+        Format::Csv => summary::csv(facts),
     })
 }
 
-/// Where the report is.
-pub fn summary(reported: &Reported) -> String {
-    format!("  report    {}", reported.html.display())
-}
-
-/// A share from 0 to 1; a dash where there is none.
-fn share(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
-}
-
-/// A line a split, then the weakest classes.
-fn table(reported: &Reported) -> Option<String> {
-    let facts = reported.facts.as_ref()?;
-    let splits = facts.splits.iter().filter_map(|split| {
-        let score = split.score.as_ref()?;
-        let [low, high] = score.accuracy_interval;
-        let name = say::split(&split.split);
-        Some(vec![
-            name.to_owned(),
-            say::count(score.rows),
-            format!("{:.4}", score.accuracy),
-            format!("{low:.3} to {high:.3}"),
-            format!("{:.4}", score.loss),
-        ])
-    });
-    let mut text = say::table(&["split", "rows", "accuracy", "95 %", "loss"], splits);
-    if let Some(examined) = &facts.examined {
-        let mut classes: Vec<_> = examined.classes.iter().map(|class| &class.score).filter(|class| class.rows > 0).collect();
-        classes.sort_by(|a, b| a.f1.unwrap_or(0.0).total_cmp(&b.f1.unwrap_or(0.0)));
-        let shown = classes.iter().take(10).map(|class| {
-            vec![class.class.clone(), say::count(class.rows), share(class.precision), share(class.recall), share(class.f1)]
-        });
-        text.push_str("\n\n");
-        text.push_str(&say::table(&[&format!("weakest on {}", examined.split), "rows", "precision", "recall", "F1"], shown));
+fn compared(args: &ReportArgs, shell: &Shell<'_>, page_bytes: usize) -> anyhow::Result<()> {
+    let written = pipeline::report_compared(&args.compare, &args.output, &shell.context, page_bytes)?;
+    let said = format!("  report    {}", written.html.display());
+    if args.format != Format::Text && !shell.output.json {
+        shell.progress.note(&said);
     }
-    Some(text)
+    let (found, json) = (&written.facts.comparison, serde_json::to_string_pretty(&written.facts)?);
+    shell.output.result(&json!({ "html": written.html, "json": written.json }), || match args.format {
+        Format::Text => format!("{}\n{said}", compare::text(found)),
+        Format::Markdown => summary::compared_markdown(found),
+        Format::Json => json,
+        Format::Csv => summary::compared_csv(found),
+    })
+}
+
+/// Where the report is, as the one object on stdout.
+pub fn paths(reported: &Reported) -> serde_json::Value {
+    json!({ "html": reported.html, "json": reported.json })
+}
+
+/// Where the report is.
+pub fn said(reported: &Reported) -> String {
+    format!("  report    {}", reported.html.display())
 }

@@ -8,15 +8,16 @@ use serde_json::json;
 use super::options::{HeadArgs, ImageArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
-use super::{extract, fit_head, report};
+use super::{extract, fit_head, report, summary};
 use crate::head::Solver;
-use crate::pipeline::{self, Goal, StageOutcome};
+use crate::pipeline::{self, Goal, ReportOptions, StageOutcome};
 
 /// Arguments of `tlpipe run`.
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Examples:\n  tlpipe run pipelines/quickstart.toml\n  tlpipe run pipelines/cifar10.toml --input-size 160\n  \
-    tlpipe run --data ./photos --features features/photos --run runs/photos"
+    tlpipe run --data ./photos --features features/photos --run runs/photos\n  \
+    tlpipe run --data ./photos --layers multi-all --no-cache        one fit, no features left behind"
 )]
 pub struct RunArgs {
     #[command(flatten)]
@@ -28,6 +29,10 @@ pub struct RunArgs {
     /// Make the features anew, whatever is there.
     #[arg(long)]
     rebuild: bool,
+    /// Keep no features: the training rows are summed up as they come, which is all that least squares needs, and the others go once
+    /// the run is written (solver ridge).
+    #[arg(long, conflicts_with = "rebuild")]
+    no_cache: bool,
 }
 
 /// Runs every stage that is out of date.
@@ -38,29 +43,41 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let tell = |text: String| if output.json { Ok(()) } else { say::line(&text) };
     let tell_stage = |text: String| if output.quiet { Ok(()) } else { tell(text) };
 
-    let extracted = pipeline::extract(&pipeline, context, args.rebuild, Goal::Head)?;
-    let extract_seconds = started.elapsed().as_secs_f64();
-    tell_stage(stage("extract", extracted.outcome, extract_seconds))?;
-    tell(extract::summary(&extracted))?;
-
-    let fit_started = Instant::now();
-    let fit = fit_head::fit(&pipeline, shell, false)?.without_features();
-    let fit_seconds = fit_started.elapsed().as_secs_f64();
+    let (uncached, cached);
+    let (used, extracted, fit) = if args.no_cache {
+        uncached = pipeline::fit_uncached(&pipeline, context)?;
+        (&uncached.pipeline, &uncached.extracted, &uncached.fit)
+    } else {
+        let extracted = pipeline::extract(&pipeline, context, args.rebuild, Goal::Head)?;
+        tell_stage(stage("extract", extracted.outcome, started.elapsed().as_secs_f64()))?;
+        tell(extract::summary(&extracted))?;
+        cached = (extracted, fit_head::fit(&pipeline, shell, false)?.without_features());
+        (&pipeline, &cached.0, &cached.1)
+    };
+    let fitted_seconds = started.elapsed().as_secs_f64();
+    let figures = extracted.manifest.extraction.as_ref();
+    let extract_seconds =
+        if extracted.outcome == StageOutcome::Ran { figures.map_or(0.0, |figures| figures.seconds) } else { 0.0 };
+    let fit_seconds = fitted_seconds - extract_seconds;
     tell_stage(stage("fit-head", fit.outcome, fit_seconds))?;
-    tell(fit_head::summary(&pipeline, &fit))?;
+    tell(fit_head::summary(&pipeline, fit))?;
 
     let report_started = Instant::now();
-    let reported = pipeline::report(&pipeline, context, false)?;
+    let options = ReportOptions { always: false, ..ReportOptions::default() };
+    let reported = pipeline::report(used, context, &options)?;
     let report_seconds = report_started.elapsed().as_secs_f64();
     tell_stage(stage("report", reported.outcome, report_seconds))?;
-    tell(report::summary(&reported))?;
+    tell(report::said(&reported))?;
+    if let Some(facts) = &reported.facts {
+        tell_stage(format!("\n{}\n", summary::text(facts)))?;
+    }
 
     let seconds = started.elapsed().as_secs_f64();
     let idle = [extracted.outcome, fit.outcome, reported.outcome].iter().all(|outcome| *outcome == StageOutcome::UpToDate);
     let result = json!({
-        "extract": extract::as_json(&extracted),
+        "extract": extract::as_json(extracted),
         "fit_head": fit.metrics,
-        "report": { "html": reported.html, "json": reported.json },
+        "report": report::paths(&reported),
         "seconds": { "extract": extract_seconds, "fit_head": fit_seconds, "report": report_seconds, "all": seconds },
         "up_to_date": idle,
     });
@@ -70,6 +87,12 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         }
         if output.quiet {
             return format!("{} in all.", say::seconds(seconds));
+        }
+        if args.no_cache {
+            return format!(
+                "{} in all. The features are not kept; without --no-cache another head needs no images.",
+                say::seconds(seconds)
+            );
         }
         // A setting that the solver has.
         let other = match pipeline.settings.head.solver {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::options::{PipelineArgs, RuntimeArgs};
 use super::progress::Progress;
 use super::say::Output;
-use crate::pipeline::{Context, Override, Pipeline, Settings};
+use crate::pipeline::{Context, Override, Pipeline, Settings, quoted};
 use crate::runtime::Compute;
 
 /// What every command works with.
@@ -31,7 +31,17 @@ impl Shell<'_> {
 
     /// The pipeline with every flag laid over it. Its threads become those of the process.
     pub fn pipeline(&self, args: &PipelineArgs, flags: impl IntoIterator<Item = Override>) -> anyhow::Result<Pipeline> {
-        let pipeline = args.resolve(flags.into_iter().chain(self.runtime.overrides()), |text| self.progress.note(&text))?;
+        self.pipeline_on(args, flags, self.runtime)
+    }
+
+    /// The same with other flags on what it runs on.
+    pub fn pipeline_on(
+        &self,
+        args: &PipelineArgs,
+        flags: impl IntoIterator<Item = Override>,
+        runtime: &RuntimeArgs,
+    ) -> anyhow::Result<Pipeline> {
+        let pipeline = args.resolve(flags.into_iter().chain(runtime.overrides()), |text| self.progress.note(&text))?;
         let (threads, cores) = (pipeline.settings.runtime.threads, crate::runtime::cores());
         if threads > cores {
             self.progress
@@ -44,29 +54,16 @@ impl Shell<'_> {
         Ok(pipeline)
     }
 
+    /// What the flags say to run on, and with how many threads; one a core unless they say.
+    pub fn machine(&self) -> anyhow::Result<(Compute, usize)> {
+        let flags: Vec<Override> = self.runtime.overrides().collect();
+        let settings = Settings::load(None, &flags)?.runtime;
+        let threads = if settings.threads == 0 { crate::runtime::cores() } else { settings.threads };
+        Ok((settings.compute()?, threads))
+    }
+
     /// What the flags say to run on.
     pub fn compute(&self) -> anyhow::Result<Compute> {
-        let flags: Vec<Override> = self.runtime.overrides().collect();
-        Ok(Settings::load(None, &flags)?.runtime.compute()?)
-    }
-}
-
-/// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(
-            ["runs/a-1.toml", "my photos", "it's", ""].map(|path| quoted(Path::new(path))),
-            ["runs/a-1.toml", "'my photos'", r"'it'\''s'", "''"]
-        );
+        Ok(self.machine()?.0)
     }
 }

@@ -51,6 +51,11 @@ pub(super) fn is_image_extension(extension: &str) -> bool {
     IMAGES.contains(&extension)
 }
 
+/// The file's name is that of an image.
+pub(crate) fn is_image_name(path: &Path) -> bool {
+    is_image_extension(&extension(path))
+}
+
 /// Everything that was found, in the order of the relative paths' bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {

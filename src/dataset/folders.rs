@@ -65,6 +65,24 @@ pub(super) fn open(origin: &Path, found: &Found, images: Vec<SourceFile>) -> Res
     Ok(opened)
 }
 
+/// Images of one split without labels, whatever folders they lie in.
+///
+/// # Errors
+/// When two files cannot be told apart by their ids.
+pub(super) fn plain(origin: &Path, images: Vec<SourceFile>) -> Result<Opened, DatasetError> {
+    let entry = |(file, row): (SourceFile, u64)| Entry {
+        id: slashed(&file.relative),
+        place: Some(file.place),
+        split: TRAIN.to_owned(),
+        label: None,
+        row,
+    };
+    let mut opened = listing::open("images", origin, Vec::new(), images.into_iter().zip(0..).map(entry).collect())?;
+    // That there are no labels is no news.
+    opened.warnings.clear();
+    Ok(opened)
+}
+
 /// The name of the folder at this depth; none where the file itself stands there.
 fn folder(relative: &Path, depth: usize) -> Option<String> {
     let mut parts = relative.parent()?.components().skip(depth);

@@ -22,6 +22,7 @@ mod files;
 mod fixture;
 mod folders;
 mod gzip;
+mod inputs;
 mod label;
 mod listing;
 mod parquet;
@@ -42,6 +43,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use error::DatasetError;
+pub(crate) use files::is_image_name;
+pub use inputs::Inputs;
 pub use place::Place;
 pub use record::{Encoded, Record};
 pub use remote::Object;
@@ -123,9 +126,21 @@ impl Dataset {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_cached(paths: &[PathBuf], options: &SourceOptions, cache: Option<&Path>) -> Result<Self, DatasetError> {
+        Self::open_as(paths, options, cache, Folders::Classes)
+    }
+
+    /// A source whose images alone are wanted: the folders they lie in say nothing of them, and their order is that of their paths.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_unlabelled(path: &Path, options: &SourceOptions, cache: Option<&Path>) -> Result<Self, DatasetError> {
+        Self::open_as(&[path.to_owned()], options, cache, Folders::Nothing)
+    }
+
+    fn open_as(paths: &[PathBuf], options: &SourceOptions, cache: Option<&Path>, mean: Folders) -> Result<Self, DatasetError> {
         let origin = paths.first().cloned().unwrap_or_default();
         let found = files::find(paths)?;
-        let mut opened = open(&origin, &found, options, cache)?;
+        let mut opened = open(&origin, &found, options, cache, mean)?;
         opened.warnings.splice(0..0, found.warnings);
         Ok(Self { origin, options: options.clone(), opened })
     }
@@ -205,8 +220,23 @@ impl Dataset {
     }
 }
 
+/// What the folders mean that images lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Folders {
+    /// Splits and classes.
+    Classes,
+    /// Nothing.
+    Nothing,
+}
+
 /// Tells the kind of source by its files.
-fn open(origin: &Path, found: &Found, options: &SourceOptions, cache: Option<&Path>) -> Result<Opened, DatasetError> {
+fn open(
+    origin: &Path,
+    found: &Found,
+    options: &SourceOptions,
+    cache: Option<&Path>,
+    mean: Folders,
+) -> Result<Opened, DatasetError> {
     let of = |wanted: fn(&SourceFile) -> bool| found.files.iter().filter(|file| wanted(file)).cloned().collect::<Vec<_>>();
     let (images, parquet, csv) = (of(SourceFile::is_image), of(|file| file.extension() == "parquet"), of(table::is_csv));
     let left_out = |mut opened: Opened, used: &[SourceFile]| {
@@ -231,6 +261,9 @@ fn open(origin: &Path, found: &Found, options: &SourceOptions, cache: Option<&Pa
         && webdataset::has_images(first)?
     {
         return webdataset::open(origin, &shards, options, cache).map(|opened| left_out(opened, &shards));
+    }
+    if mean == Folders::Nothing && !images.is_empty() {
+        return folders::plain(origin, images.clone()).map(|opened| left_out(opened, &images));
     }
     if folders::has_classes(&images) || (!images.is_empty() && csv.is_empty() && parquet.is_empty()) {
         let mut opened = folders::open(origin, found, images.clone()).map(|opened| left_out(opened, &images))?;

@@ -66,6 +66,46 @@ impl PixelScale {
     }
 }
 
+/// The order of axes, as the rooms of images and of graphs name it.
+pub(crate) fn layout(layout: onnx::Layout) -> Layout {
+    match layout {
+        onnx::Layout::Nchw => Layout::Nchw,
+        onnx::Layout::Nhwc => Layout::Nhwc,
+    }
+}
+
+/// The pixels that a network expects: what `scale` says, else its card, else its graph; and what had to be assumed.
+///
+/// # Errors
+/// When the network has no image input.
+pub(crate) fn expected_pixels(
+    model: &Model,
+    located: &Located,
+    layout: Layout,
+    scale: Option<PixelScale>,
+) -> Result<(PixelFormat, Option<String>), OnnxError> {
+    match (scale, &located.card) {
+        (Some(scale), _) => Ok((scale.format(layout), None)),
+        (None, Some(card)) => Ok((PixelFormat { layout, ..card.preprocessing.pixels.clone() }, None)),
+        (None, None) => {
+            let found = onnx::hints(model)?.preprocessing;
+            let assumption = found.assumed.then(|| {
+                format!(
+                    "{}: no card says which pixel values this network expects; {}. If that is wrong, accuracy suffers: \
+                     give --pixels tensorflow, imagenet, unit or raw",
+                    located.path.display(),
+                    found.reason
+                )
+            });
+            let order = match found.order {
+                onnx::ChannelOrder::Rgb => ChannelOrder::Rgb,
+                onnx::ChannelOrder::Bgr => ChannelOrder::Bgr,
+            };
+            Ok((PixelFormat { layout, order, divisor: found.divisor, mean: found.mean, std: found.std }, assumption))
+        }
+    }
+}
+
 /// A network without its top, ready to run.
 #[derive(Clone, Debug)]
 pub struct Backbone {
@@ -106,10 +146,7 @@ impl Backbone {
         let segments = onnx::segments(&model, &place, layers)?;
         let without_top = onnx::cut_segments(&model, &segments)?;
         let input = onnx::input(&without_top)?;
-        let layout = match input.layout {
-            onnx::Layout::Nchw => Layout::Nchw,
-            onnx::Layout::Nhwc => Layout::Nhwc,
-        };
+        let layout = layout(input.layout);
         let mut assumptions = Vec::new();
         let declared = onnx::input(&model)?;
         if let Some((height, width)) = declared.fixed_size().filter(|(height, width)| height != width) {
@@ -127,26 +164,8 @@ impl Backbone {
             ));
         }
         let card = located.card.as_ref().map(|card| &card.preprocessing);
-        let pixels = match (pixels, card) {
-            (Some(scale), _) => scale.format(layout),
-            (None, Some(card)) => PixelFormat { layout, ..card.pixels.clone() },
-            (None, None) => {
-                let found = onnx::hints(&model)?.preprocessing;
-                if found.assumed {
-                    assumptions.push(format!(
-                        "{}: no card says which pixel values this network expects; {}. If that is wrong, accuracy suffers: \
-                         give --pixels tensorflow, imagenet, unit or raw",
-                        file.display(),
-                        found.reason
-                    ));
-                }
-                let order = match found.order {
-                    onnx::ChannelOrder::Rgb => ChannelOrder::Rgb,
-                    onnx::ChannelOrder::Bgr => ChannelOrder::Bgr,
-                };
-                PixelFormat { layout, order, divisor: found.divisor, mean: found.mean, std: found.std }
-            }
-        };
+        let (pixels, assumption) = expected_pixels(&model, located, layout, pixels)?;
+        assumptions.extend(assumption);
         let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self {
             name: located.card.as_ref().map_or(stem, |card| card.name.clone()),

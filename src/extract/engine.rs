@@ -2,21 +2,17 @@
 //!
 //! ```text
 //! reader ──batches──▶ worker 1..n (read, hash, decode, resize, normalize, session.run) ──results──▶ collector ──▶ shards
-//!    ▲                                                                                                  │
-//!    └────────────────────────── permits: at most PER_WORKER x n batches under way ─────────────────────┘
 //! ```
 //!
 //! A worker carries a batch through every step on one core, with runs of one thread: the cores share nothing
 //! but the two queues, and whichever step is slow, all of them work on it.
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::flow::{Steps, flow};
 use super::network::{RanOn, infer, sessions, try_out};
 use super::prepare::Preparer;
 use super::tally::Tally;
@@ -25,12 +21,7 @@ use crate::dataset::{Dataset, DatasetError, Record};
 use crate::events::{Event, Observer};
 use crate::image::ImageSpec;
 use crate::runtime::{Compute, Runtime, Session};
-use crate::store::{
-    Dtype, Embedding, Index, Manifest, Quarantined, Row, SourceRecord, StageSeconds, StoreError, StoreWriter, Target,
-};
-
-/// Batches under way for each worker, the one it works on included.
-const PER_WORKER: usize = 4;
+use crate::store::{Dtype, Embedding, Index, Manifest, Quarantined, Row, SourceRecord, StoreError, StoreWriter, Target};
 
 /// Everything an extraction needs.
 #[derive(Clone)]
@@ -62,17 +53,20 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Settles how many images make a batch. On a processor a batch is quickest while its maps stay near the core, and long
-    /// enough that the weights are not fetched anew for each image: with MobileNetV2 on cores of 1 MiB, 64 images of 32 pixels,
-    /// 8 of 96, 2 of 224, each 10 to 40 % above a batch of 16. A card wants many.
+    /// Settles how many images make a batch.
     pub(super) fn with_batch_for(&self, session: &Session) -> Self {
-        const PIXELS: usize = 80_000;
-        const MOST: usize = 64;
-        let side = self.spec.side as usize;
-        let on_processor = session.on_processor();
-        let suited = if on_processor { ((PIXELS + side * side / 2) / (side * side)).clamp(1, MOST) } else { MOST };
+        let suited = suited_batch(self.spec.side, session.on_processor());
         Self { batch: if self.batch == 0 { suited } else { self.batch }, ..self.clone() }
     }
+}
+
+/// How many images of this side make a batch. On a processor a batch is quickest while its maps stay near the core, and long
+/// enough that the weights are not fetched anew for each image: with MobileNetV2 on cores of 1 MiB, 64 images of 32 pixels,
+/// 8 of 96, 2 of 224, each 10 to 40 % above a batch of 16. A card wants many.
+pub(crate) fn suited_batch(side: u32, on_processor: bool) -> usize {
+    let (pixels, least, most) = if on_processor { (80_000, 1, 64) } else { (3_200_000, 32, 256) };
+    let area = (side as usize * side as usize).max(1);
+    ((pixels + area / 2) / area).clamp(least, most)
 }
 
 /// How an extraction ended.
@@ -89,29 +83,35 @@ pub enum Ended {
     },
 }
 
-/// A batch on its way to a worker.
-struct Batch {
-    number: usize,
-    records: Vec<Record>,
-}
-
 /// What became of one image.
 pub(super) enum Outcome {
     Row { split: Arc<str>, row: Row, embedding: Embedding, changed: bool },
     Quarantined(Quarantined),
 }
 
-/// What came back from a worker.
-struct Done {
-    number: usize,
-    outcomes: Result<Vec<Outcome>, ExtractError>,
-}
+/// Is shown the split, the row and the features of all views `[V * D]` of each new image, in the order of the source; what it takes is
+/// not stored.
+pub type Taker<'a> = &'a mut dyn FnMut(&str, &Row, &[f32]) -> bool;
 
 /// Runs every image of the source that the store does not hold yet.
 ///
 /// # Errors
 /// When the source cannot be read, the store cannot be written, or the network fails. What was done until then is recorded.
 pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: &AtomicBool) -> Result<Ended, ExtractError> {
+    extract_beside(plan, runtime, observe, stop, &mut |_, _, _| false)
+}
+
+/// The same, with images whose features are for something else than the store.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_beside(
+    plan: &Plan<'_>,
+    runtime: &Runtime,
+    observe: Observer<'_>,
+    stop: &AtomicBool,
+    take: Taker<'_>,
+) -> Result<Ended, ExtractError> {
     let started = Instant::now();
     let sessions = sessions(plan, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
@@ -130,33 +130,41 @@ pub fn extract(plan: &Plan<'_>, runtime: &Runtime, observe: Observer<'_>, stop: 
         observe(Event::Warned(format!("{reason}; its rows are made anew")));
     }
     let index = writer.index();
-    let failed = AtomicBool::new(false);
-    let halted = || stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed);
-    let under_way = plan.threads * PER_WORKER;
-    let (to_workers, batches) = sync_channel::<Batch>(under_way);
-    let (to_collector, results) = sync_channel::<Done>(under_way);
-    let (take_permit, give_permit) = sync_channel::<()>(under_way);
-    let batches = Mutex::new(batches);
     let mut tally = Tally::new(plan, observe);
     tally.startup_seconds = started.elapsed().as_secs_f64();
-    let outcome = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read(plan, to_workers, take_permit, &halted));
-        let worker = |number: usize| {
-            let (results, batches, index) = (to_collector.clone(), &batches, &index);
-            let session = &sessions[number % sessions.len()];
-            scope.spawn(move || work(plan, session, index, batches, &results))
-        };
-        let workers: Vec<_> = (0..plan.threads).map(worker).collect();
-        drop(to_collector);
-        let collected = collect(&mut writer, &mut tally, results, &give_permit);
-        failed.store(collected.is_err(), Ordering::Relaxed);
-        drop(give_permit);
-        for worker in workers {
-            tally.stages += worker.join().map_err(|_| ExtractError::Worker)?;
+    let passed = flow(
+        plan.threads,
+        Steps {
+            feed: |send: &mut dyn FnMut(Vec<Record>) -> bool| Ok(read(plan, send, stop)?),
+            begin: |number| Worker {
+                preparer: Preparer::new(&plan.spec),
+                tensor: Vec::new(),
+                session: &sessions[number % sessions.len()],
+            },
+            carry: |worker: &mut Worker<'_>, records| batch(plan, &index, worker, records),
+            collect: |outcomes: Vec<Outcome>| {
+                let writing = Instant::now();
+                for outcome in outcomes {
+                    tally.count(&outcome);
+                    if let Outcome::Row { split, row, embedding: Embedding::New(views), .. } = &outcome
+                        && take(split, row, views)
+                    {
+                        continue;
+                    }
+                    store(&mut writer, outcome)?;
+                }
+                tally.stages.write += writing.elapsed().as_secs_f64();
+                tally.advance();
+                Ok(())
+            },
+        },
+    );
+    let outcome = passed.map(|passed| {
+        for worker in &passed.workers {
+            tally.stages += worker.preparer.spent;
         }
-        let read = reader.join().map_err(|_| ExtractError::Worker)?;
-        collected?;
-        Ok(read?)
+        tally.stages.wait += passed.waited;
+        passed.fed
     });
     match outcome {
         Ok(Reached::End) => {
@@ -194,25 +202,13 @@ enum Reached {
 }
 
 /// Feeds the workers, split by split, in the order of the source.
-fn read(
-    plan: &Plan<'_>,
-    workers: SyncSender<Batch>,
-    permits: SyncSender<()>,
-    halted: &dyn Fn() -> bool,
-) -> Result<Reached, DatasetError> {
-    let mut number = 0;
-    // A closed channel means that the other side gave up and will say why.
-    let mut send = |records: Vec<Record>| {
-        let sent = permits.send(()).is_ok() && workers.send(Batch { number, records }).is_ok();
-        number += 1;
-        sent
-    };
+fn read(plan: &Plan<'_>, send: &mut dyn FnMut(Vec<Record>) -> bool, stop: &AtomicBool) -> Result<Reached, DatasetError> {
     let mut left = plan.repeated.unwrap_or(usize::MAX);
     let passes = if plan.repeated.is_some() { usize::MAX } else { 1 };
     for split in (0..passes).flat_map(|_| plan.dataset.splits()) {
         let mut records = Vec::with_capacity(plan.batch);
         for record in plan.dataset.records(&split.name)? {
-            if halted() {
+            if stop.load(Ordering::Relaxed) {
                 return Ok(Reached::Stop);
             }
             let record = record?;
@@ -238,39 +234,16 @@ fn read(
     Ok(Reached::End)
 }
 
-/// Carries batches until there are no more; gives what it spent.
-fn work(
-    plan: &Plan<'_>,
-    session: &Session,
-    index: &Index,
-    batches: &Mutex<Receiver<Batch>>,
-    results: &SyncSender<Done>,
-) -> StageSeconds {
-    let mut preparer = Preparer::new(&plan.spec);
-    let mut tensor = Vec::new();
-    loop {
-        let waiting = Instant::now();
-        let next = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        preparer.spent.wait += waiting.elapsed().as_secs_f64();
-        let Ok(Batch { number, records }) = next else { return preparer.spent };
-        // A panic must not leave the others waiting for this batch.
-        let carried = catch_unwind(AssertUnwindSafe(|| batch(plan, session, index, &mut preparer, &mut tensor, records)));
-        let outcomes = carried.unwrap_or(Err(ExtractError::Worker));
-        if results.send(Done { number, outcomes }).is_err() {
-            return preparer.spent;
-        }
-    }
+/// What a worker keeps between batches.
+struct Worker<'s> {
+    preparer: Preparer,
+    tensor: Vec<f32>,
+    session: &'s Session,
 }
 
 /// Carries one batch through every step.
-fn batch(
-    plan: &Plan<'_>,
-    session: &Session,
-    index: &Index,
-    preparer: &mut Preparer,
-    tensor: &mut Vec<f32>,
-    records: Vec<Record>,
-) -> Result<Vec<Outcome>, ExtractError> {
+fn batch(plan: &Plan<'_>, index: &Index, worker: &mut Worker<'_>, records: Vec<Record>) -> Result<Vec<Outcome>, ExtractError> {
+    let Worker { preparer, tensor, session } = worker;
     let image_len = plan.spec.values_of_views();
     let mut outcomes = Vec::with_capacity(records.len());
     let mut fresh = Vec::with_capacity(records.len());
@@ -334,33 +307,6 @@ fn batch(
         }
     }
     Ok(outcomes)
-}
-
-/// Puts the results back in order and into the store.
-fn collect(
-    writer: &mut StoreWriter,
-    tally: &mut Tally<'_>,
-    results: Receiver<Done>,
-    permits: &Receiver<()>,
-) -> Result<(), ExtractError> {
-    let mut early = BTreeMap::new();
-    let mut next = 0;
-    for Done { number, outcomes } in results {
-        early.insert(number, outcomes?);
-        while let Some(outcomes) = early.remove(&next) {
-            let writing = Instant::now();
-            for outcome in outcomes {
-                tally.count(&outcome);
-                store(writer, outcome)?;
-            }
-            tally.stages.write += writing.elapsed().as_secs_f64();
-            tally.advance();
-            next += 1;
-            // Cannot fail while the reader lives, and where it does not, nothing waits for the permit.
-            let _ = permits.recv();
-        }
-    }
-    Ok(())
 }
 
 fn store(writer: &mut StoreWriter, outcome: Outcome) -> Result<(), StoreError> {

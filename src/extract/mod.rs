@@ -6,8 +6,9 @@ mod bench;
 mod depths;
 mod drift;
 mod engine;
+pub(crate) mod flow;
 mod network;
-mod prepare;
+pub(crate) mod prepare;
 mod sample;
 mod slice;
 mod tally;
@@ -15,8 +16,10 @@ mod tally;
 use std::path::PathBuf;
 
 pub use backbone::{Backbone, BackboneError, PixelScale};
+pub(crate) use backbone::{expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
-pub use engine::{Ended, Plan, extract};
+pub(crate) use engine::suited_batch;
+pub use engine::{Ended, Plan, Taker, extract, extract_beside};
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;
@@ -93,4 +96,10 @@ pub enum ExtractError {
     /// Not one image of the source could be used.
     #[error("none of the {0} images could be used; quarantine.parquet in the feature store says why for each")]
     NothingUsable(usize),
+}
+
+impl From<flow::Lost> for ExtractError {
+    fn from(flow::Lost: flow::Lost) -> Self {
+        Self::Worker
+    }
 }

@@ -1,5 +1,6 @@
 //! The network as the engine runs it: its sessions, what they really run on, and a batch through them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::{ExtractError, Plan, drift};
@@ -28,12 +29,16 @@ impl RanOn {
     }
 }
 
-/// One session that all workers share, each with a run of one thread; where runs do not overlap, one a worker on a processor.
-/// On a card one will do, since the workers only prepare batches.
+/// Sessions on a card: while one computes, the next copies its batch there and the last one its answer back.
+const ON_CARD: usize = 2;
+
+/// One session that all workers share, each with a run of one thread; where runs do not overlap, one a worker on a processor,
+/// a few on a card.
 pub(super) fn sessions(plan: &Plan<'_>, runtime: &Runtime) -> Result<Vec<Session>, ExtractError> {
     let options = SessionOptions { compute: plan.compute, threads: 1 };
     let mut sessions = vec![runtime.session(plan.backbone.model(), &options)?];
-    while sessions[0].on_processor() && sessions[0].takes_turns() && sessions.len() < plan.threads {
+    let most = if sessions[0].on_processor() { plan.threads } else { plan.threads.min(ON_CARD) };
+    while sessions[0].takes_turns() && sessions.len() < most {
         sessions.push(runtime.session(plan.backbone.model(), &options)?);
     }
     Ok(sessions)
@@ -48,16 +53,21 @@ pub(super) fn try_out(plan: &Plan<'_>, session: &Session) -> Result<(), ExtractE
     }
 }
 
-/// Features of a batch, row-major `[images, D]`. A network of fixed batch size is fed in portions, the last one filled up.
+/// Features of a batch, row-major `[images, D]`. A network of fixed batch size is fed in portions, the last one filled up. So is a
+/// card: ONNX Runtime plans every convolution anew when the shape of a batch changes, about half a second each time.
 pub(super) fn infer(plan: &Plan<'_>, session: &Session, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
-    let mut features = match plan.backbone.fixed_batch() {
+    let always = plan.backbone.fixed_batch().or_else(|| (!session.on_processor()).then_some(plan.batch));
+    let mut features = match always {
         None => session.run(tensor, plan.spec.shape(images))?,
         Some(batch) => {
             let mut features = Vec::new();
-            for portion in tensor.chunks(batch * plan.spec.values()) {
-                let mut portion = portion.to_vec();
-                portion.resize(batch * plan.spec.values(), 0.0);
-                features.extend(session.run(&portion, plan.spec.shape(batch))?);
+            let values = batch * plan.spec.values();
+            for portion in tensor.chunks(values) {
+                let mut filled_up = Cow::Borrowed(portion);
+                if portion.len() < values {
+                    filled_up.to_mut().resize(values, 0.0);
+                }
+                features.extend(session.run(&filled_up, plan.spec.shape(batch))?);
             }
             features
         }

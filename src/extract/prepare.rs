@@ -3,12 +3,21 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crate::image::{ImageError, ImageSpec, PixelTable, Resizer, RgbImage, View, Window, decode, mirror};
+use crate::image::{ImageError, ImageSpec, MAX_PIXELS, PixelTable, Resizer, RgbImage, View, Window, decode_up_to, mirror};
 use crate::store::StageSeconds;
 
+/// An image as it comes.
+pub(crate) enum Picture<'a> {
+    /// A file's content.
+    Encoded(&'a [u8]),
+    /// Decoded by somebody else.
+    Pixels(RgbImage),
+}
+
 /// Keeps the buffers that one thread needs, and what it spent.
-pub(super) struct Preparer {
+pub(crate) struct Preparer {
     spec: ImageSpec,
+    max_pixels: u64,
     parts: Vec<Window>,
     resizer: Resizer,
     table: PixelTable,
@@ -18,30 +27,72 @@ pub(super) struct Preparer {
 
 impl Preparer {
     pub(super) fn new(spec: &ImageSpec) -> Self {
+        Self::up_to(spec, MAX_PIXELS)
+    }
+
+    /// One that refuses larger images.
+    pub(crate) fn up_to(spec: &ImageSpec, max_pixels: u64) -> Self {
         let (resizer, table) = (Resizer::new(), PixelTable::new(&spec.pixels));
-        Self { spec: spec.clone(), parts: spec.views.parts(), resizer, table, spent: StageSeconds::default() }
+        Self { spec: spec.clone(), max_pixels, parts: spec.views.parts(), resizer, table, spent: StageSeconds::default() }
     }
 
     /// Writes the numbers of the image's views to `out`, which holds [`ImageSpec::values_of_views`]; returns the width and height of the source, pixels.
-    /// A decoder that panics on hostile bytes costs that image, not the run.
     ///
     /// # Errors
     /// The reason why the image cannot be used.
     pub(super) fn run(&mut self, bytes: &[u8], out: &mut [f32]) -> Result<(u32, u32), String> {
-        let done = catch_unwind(AssertUnwindSafe(|| self.steps(bytes, out)));
-        let reason = match done {
-            Ok(Ok(size)) => return Ok(size),
+        self.numbers(Picture::Encoded(bytes), out)
+    }
+
+    /// The same for an image that may be decoded already.
+    ///
+    /// # Errors
+    /// The reason why the image cannot be used.
+    pub(crate) fn numbers(&mut self, picture: Picture<'_>, out: &mut [f32]) -> Result<(u32, u32), String> {
+        self.guarded(|preparer| preparer.steps(picture, out))
+    }
+
+    /// The bytes of the whole image at the network's size, `[side, side, 3]`.
+    ///
+    /// # Errors
+    /// The reason why the image cannot be used.
+    pub(crate) fn bytes(&mut self, picture: Picture<'_>) -> Result<RgbImage, String> {
+        self.guarded(|preparer| {
+            let image = preparer.decoded(picture)?;
+            preparer.resizer.resize(image, preparer.spec.side, preparer.spec.resize)
+        })
+    }
+
+    /// The image at its own size.
+    ///
+    /// # Errors
+    /// The reason why the image cannot be used.
+    pub(crate) fn pixels(&mut self, picture: Picture<'_>) -> Result<RgbImage, String> {
+        self.guarded(|preparer| preparer.decoded(picture))
+    }
+
+    /// A decoder that panics on hostile bytes costs that image, not the run.
+    fn guarded<T>(&mut self, steps: impl FnOnce(&mut Self) -> Result<T, ImageError>) -> Result<T, String> {
+        let reason = match catch_unwind(AssertUnwindSafe(|| steps(self))) {
+            Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the decoder failed on it".into(),
         };
         // Buffers may be half written.
-        *self = Self { spent: self.spent, ..Self::new(&self.spec) };
+        *self = Self { spent: self.spent, ..Self::up_to(&self.spec, self.max_pixels) };
         Err(reason)
     }
 
-    fn steps(&mut self, bytes: &[u8], out: &mut [f32]) -> Result<(u32, u32), ImageError> {
+    fn decoded(&self, picture: Picture<'_>) -> Result<RgbImage, ImageError> {
+        match picture {
+            Picture::Encoded(bytes) => decode_up_to(bytes, self.max_pixels),
+            Picture::Pixels(image) => Ok(image),
+        }
+    }
+
+    fn steps(&mut self, picture: Picture<'_>, out: &mut [f32]) -> Result<(u32, u32), ImageError> {
         let start = Instant::now();
-        let image = decode(bytes)?;
+        let image = self.decoded(picture)?;
         let size = image.dimensions();
         self.spent.decode += start.elapsed().as_secs_f64();
         let (side, how) = (self.spec.side, self.spec.resize);

@@ -2,12 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2};
 use rayon::prelude::*;
 
 use super::dense::{BLOCK_ROWS, Dense};
 use super::features::Features;
 use super::fit::check;
+use super::neighbours::{Near, nearest_of};
 use super::{Examples, HeadError};
 use crate::evaluate::argmax;
 
@@ -28,9 +29,6 @@ impl Default for Neighbours {
 
 /// Rows to be classified: features `[N, D]`, and which of them.
 pub type Queries<'a> = (ArrayView2<'a, f32>, &'a [usize]);
-
-/// Training rows whose similarities to a block of rows are held at a time: they fit a core's cache.
-const CHUNK: usize = 1024;
 
 /// The class that most training rows have, the first of equals.
 ///
@@ -102,40 +100,20 @@ impl Neighbours {
     ) -> Result<Option<Vec<Vec<usize>>>, HeadError> {
         let labels = check(examples)?;
         queries.iter().try_for_each(|(x, _)| width(*x, examples.x.ncols()))?;
-        let asked: Vec<Array2<f32>> = queries.iter().map(|(x, rows)| normalized(*x, rows)).collect();
-        let mut nearest: Vec<Vec<Vec<(f32, usize)>>> =
-            queries.iter().map(|(_, rows)| vec![Vec::with_capacity(self.k + 1); rows.len()]).collect();
-        for (number, train) in examples.train.chunks(CHUNK).enumerate() {
-            // Training rows are the classes of a layer: its logits are the similarities.
-            let layer = Dense::pack(normalized(examples.x, train).t(), Array1::zeros(train.len()).view());
-            for (asked, nearest) in asked.iter().zip(&mut nearest) {
-                let indices: Vec<usize> = (0..nearest.len()).collect();
-                let asked = Features::new(asked.view(), None);
-                nearest.par_chunks_mut(BLOCK_ROWS).zip(indices.par_chunks(BLOCK_ROWS)).for_each_init(
-                    Vec::new,
-                    |scores, (nearest, rows)| {
-                        scores.resize(rows.len() * train.len(), 0.0);
-                        layer.logits_into(&asked, rows, scores);
-                        for (nearest, scores) in nearest.iter_mut().zip(scores.chunks_exact(train.len())) {
-                            scores.iter().zip(train).for_each(|(&score, &row)| insert(nearest, self.k, score, row));
-                        }
-                    },
-                );
-            }
-            if on_rows(number * CHUNK + train.len()).is_break() {
-                return Ok(None);
-            }
-        }
-        let vote = |nearest: Vec<(f32, usize)>| self.vote(&nearest, &labels, examples.classes.len());
-        Ok(Some(nearest.into_iter().map(|rows| rows.into_iter().map(vote).collect()).collect()))
+        let Some(nearest) = nearest_of((examples.x, examples.train), queries, self.k, on_rows) else { return Ok(None) };
+        let answers = nearest.into_iter().zip(queries).map(|(nearest, (_, rows))| {
+            (0..rows.len()).map(|row| self.vote(nearest.of(row), &labels, examples.classes.len())).collect()
+        });
+        Ok(Some(answers.collect()))
     }
 
     /// The class with most votes, the first of equals.
-    fn vote(&self, nearest: &[(f32, usize)], labels: &[usize], classes: usize) -> usize {
+    fn vote(&self, nearest: &[Near], labels: &[usize], classes: usize) -> usize {
         let mut votes = vec![0.0_f64; classes];
         // Relative to the nearest, so that no temperature is too low.
-        let most = nearest.first().map_or(0.0, |&(score, _)| f64::from(score));
-        nearest.iter().for_each(|&(score, row)| votes[labels[row]] += ((f64::from(score) - most) / self.temperature).exp());
+        let most = nearest.first().map_or(0.0, |near| f64::from(near.similarity));
+        let weight = |near: &Near| ((f64::from(near.similarity) - most) / self.temperature).exp();
+        nearest.iter().for_each(|near| votes[labels[near.row()]] += weight(near));
         (0..classes).rev().max_by(|&a, &b| votes[a].total_cmp(&votes[b])).unwrap_or(0)
     }
 }
@@ -145,31 +123,10 @@ fn width(x: ArrayView2<'_, f32>, expected: usize) -> Result<(), HeadError> {
     if found == expected { Ok(()) } else { Err(HeadError::Size { what: "features of a row", found, expected }) }
 }
 
-/// Keeps the `k` highest scores, best first.
-fn insert(nearest: &mut Vec<(f32, usize)>, k: usize, score: f32, row: usize) {
-    if nearest.len() == k && nearest.last().is_some_and(|&(last, _)| score <= last) {
-        return;
-    }
-    let place = nearest.partition_point(|&(other, _)| other >= score);
-    nearest.insert(place, (score, row));
-    nearest.truncate(k);
-}
-
-/// Copies of rows, each of length 1; a row of zeros stays one.
-fn normalized(x: ArrayView2<'_, f32>, rows: &[usize]) -> Array2<f32> {
-    let mut copies = Array2::zeros((rows.len(), x.ncols()));
-    copies.axis_iter_mut(Axis(0)).into_par_iter().zip(rows).for_each(|(mut copy, &row)| {
-        copy.assign(&x.slice(s![row, ..]));
-        let length = copy.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
-        if length > 0.0 {
-            copy.mapv_inplace(|value| (f64::from(value) / length) as f32);
-        }
-    });
-    copies
-}
-
 #[cfg(test)]
 mod tests {
+    use ndarray::Axis;
+
     use super::*;
 
     /// 1,500 rows around three centres, and what the three baselines should say of 50 others, worked out the slow way.
@@ -231,12 +188,5 @@ mod tests {
         let found = cold.answers(&examples, &queries, &mut |_| ControlFlow::Continue(())).unwrap().unwrap();
         assert_eq!(found[0], by_vote(1, 1.0, &rows));
         assert_eq!(few.answers(&examples, &queries, &mut |_| ControlFlow::Break(())).unwrap(), None);
-    }
-
-    #[test]
-    fn the_first_of_equals_stays() {
-        let mut nearest = Vec::new();
-        (0..30).for_each(|row| insert(&mut nearest, 20, if row == 25 { 2.0 } else { 1.0 }, row));
-        assert_eq!((nearest.len(), nearest[0], nearest[1], nearest[19]), (20, (2.0, 25), (1.0, 0), (1.0, 18)));
     }
 }

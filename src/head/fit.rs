@@ -175,6 +175,39 @@ pub fn fit_resumable(
     run(params, examples, &initial, Some(checkpoints), on_epoch)
 }
 
+/// Fits a head by `ridge` on rows of which the statistics alone are left. `held` lists those held out, which choose the strength of L2
+/// and the logit scale, and none to train on.
+///
+/// # Errors
+/// As [`fit`], and where no row is held out or another solver is asked for.
+pub fn fit_summed(
+    params: &HeadValidParams,
+    statistics: Statistics,
+    held: &Examples<'_>,
+    on_epoch: OnEpoch<'_>,
+) -> Result<Fitted, HeadError> {
+    let Examples { x, holdout, refit, classes, .. } = *held;
+    let refused = |name, found: String, expected| Err(HeadError::Parameter { name, found, expected });
+    if params.solver != Solver::Ridge || params.augments() {
+        let expected = "ridge, and views that are averaged: nothing else can be fitted on sums of the rows";
+        return refused("solver", params.solver.to_string(), expected);
+    }
+    if holdout.is_empty() {
+        let expected = "a share above 0: without the rows, those held out choose the strength of L2";
+        return refused("validation_split", params.validation_split.to_string(), expected);
+    }
+    if x.ncols() != statistics.features() {
+        return Err(HeadError::Size { what: "features of a row", found: x.ncols(), expected: statistics.features() });
+    }
+    statistics.check_classes(classes)?;
+    let labels = classes_of(held.labels, holdout.iter().chain(refit), classes.len())?;
+    let standardization = statistics.standardization();
+    let features = Features::new(x, Some(&standardization));
+    let problem = Problem { features, labels: &labels, train: &[], holdout, refit, classes: classes.len() };
+    let found = ridge::solve(params, Given { parts: &problem, statistics, classes }, on_epoch)?;
+    solved(found, Some(standardization.clone()), classes)
+}
+
 /// Fits a head from given weights; a solver whose problem has one optimum goes its own way to it all the same.
 ///
 /// # Errors
@@ -344,7 +377,6 @@ pub(super) fn check_lists(
     [train, holdout, refit]: [&[usize]; 3],
     classes: &[String],
 ) -> Result<Vec<usize>, HeadError> {
-    let (rows, count) = (labels.len(), classes.len());
     if train.is_empty() {
         let labelled = labels.iter().flatten().count();
         let fraction = if holdout.is_empty() { 0.0 } else { 1.0 };
@@ -353,15 +385,25 @@ pub(super) fn check_lists(
     if width == 0 {
         return Err(HeadError::Size { what: "features of a row", found: 0, expected: 1 });
     }
-    let mut found = vec![usize::MAX; rows];
-    for &row in train.iter().chain(holdout).chain(refit) {
-        let label = *labels.get(row).ok_or(HeadError::NoSuchRow { row, rows })?;
-        let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < count);
-        found[row] = class.ok_or(HeadError::Label { row, label, classes: count })?;
-    }
+    let found = classes_of(labels, train.iter().chain(holdout).chain(refit), classes.len())?;
     let first = found[train[0]];
     if train.iter().all(|&row| found[row] == first) {
         return Err(HeadError::OneClass { class: classes[first].clone(), rows: train.len() });
+    }
+    Ok(found)
+}
+
+/// Class of each row; anything for rows that are not listed.
+fn classes_of<'r>(
+    labels: &[Option<i32>],
+    listed: impl Iterator<Item = &'r usize>,
+    classes: usize,
+) -> Result<Vec<usize>, HeadError> {
+    let mut found = vec![usize::MAX; labels.len()];
+    for &row in listed {
+        let label = *labels.get(row).ok_or(HeadError::NoSuchRow { row, rows: labels.len() })?;
+        let class = label.and_then(|label| usize::try_from(label).ok()).filter(|&class| class < classes);
+        found[row] = class.ok_or(HeadError::Label { row, label, classes })?;
     }
     Ok(found)
 }

@@ -49,6 +49,23 @@ impl Head {
         Ok(Self { weights, standardization, classes, store_key: String::new(), transform: Transform::None })
     }
 
+    /// The head that sees some of the features alone, in this order; the others must have no weight for its answers to be the same.
+    ///
+    /// # Errors
+    /// When none is named, or one that is not there.
+    pub fn of_features(&self, features: &[usize]) -> Result<Self, HeadError> {
+        let count = self.weights.kernel.nrows();
+        if let Some(&feature) = features.iter().find(|&&feature| feature >= count) {
+            return Err(HeadError::Size { what: "features of the kernel", found: count, expected: feature + 1 });
+        }
+        let weights = Weights { kernel: self.weights.kernel.select(Axis(0), features), bias: self.weights.bias.clone() };
+        let some = |values: &[f32]| features.iter().map(|&feature| values[feature]).collect();
+        let standardization = self.standardization.as_ref();
+        let standardization = standardization.map(|found| Standardization { mean: some(&found.mean), std: some(&found.std) });
+        let head = Self::new(weights, standardization, self.classes.clone())?;
+        Ok(head.with_store(self.store_key.clone(), self.transform))
+    }
+
     /// Says which feature store the head was fitted on, and what was done to its values as they were read. The head does not do it:
     /// the features that it is given have been read so.
     #[must_use]

@@ -27,16 +27,17 @@ use serde::Serialize;
 
 use self::squares::LeastSquares;
 use super::dense::BLOCK_ROWS;
-use super::fit::{OnEpoch, Problem, Solved, Weights};
+use super::features::Features;
+use super::fit::{Examples, OnEpoch, Problem, Solved, Weights, check};
 use super::part::{Part, Parts};
 use super::statistics::{Change, Statistics, WIDE};
 use super::tally::closed_record;
 use super::{Head, HeadError, HeadValidParams};
 use crate::evaluate::temperature;
 
-/// Strengths that are tried where none is given, three a decade: 1e-6 to 100, and 1e-4 to 100 of wide features.
+/// Strengths that are tried where none is given, three a decade: 1e-6 to 100, and 1e-5 to 100 of wide features.
 const PATH: (i32, i32) = (-18, 6);
-const WIDE_PATH: (i32, i32) = (-12, 6);
+const WIDE_PATH: (i32, i32) = (-15, 6);
 
 /// Temperature of least-squares answers where none is best: every answer right, or none that says anything.
 const SHARP: f64 = 0.05;
@@ -106,8 +107,9 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
     let l2s = params.l2.map_or_else(|| path_of_l2(statistics.features()), |l2| vec![l2]);
     let kept = kept(params, parts, &statistics, &l2s)?;
     let squares = LeastSquares::new(&statistics, kept.as_deref());
-    // Views of an image stand in for each other: leaving one out says nothing.
-    let (path, left) = if squares.estimates() || params.augments() {
+    // Views of an image stand in for each other: leaving one out says nothing. Rows that are gone cannot be left out.
+    let train = parts.listed().train;
+    let (path, left) = if squares.estimates() || params.augments() || train.is_empty() {
         (estimate(&squares, parts, &l2s)?, None)
     } else {
         let left = squares.leave_one_out(parts, &l2s)?;
@@ -116,7 +118,6 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
     let step = best(&path);
     let l2 = l2s[step];
     let mut weights = squares.weights(l2)?;
-    let train = parts.listed().train;
     let left_out = match left {
         Some(left) => Some(left.leave_out(step, parts, answers(&weights, parts, train)?)?),
         None => None,
@@ -131,7 +132,8 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
     let left_out = left_out.map(|answers| answers.mapv_into(|answer| answer * scale as f32));
     weights.scale(scale);
     let mut standardization = squares.standardization().clone();
-    let record = closed_record(&weights, parts, start)?;
+    // Of rows that are gone there is no loss.
+    let history = if train.is_empty() { Vec::new() } else { vec![closed_record(&weights, parts, start)?] };
     let mut before_refit = None;
     if params.refit() && !parts.listed().refit.is_empty() {
         before_refit = Some(Head::new(weights, Some(standardization), classes.to_vec())?);
@@ -145,10 +147,56 @@ pub(super) fn solve(params: &HeadValidParams, given: Given<'_>, on_epoch: OnEpoc
         standardization = squares.standardization().clone();
     }
     // There is nothing left to break off.
-    let _ = on_epoch(&record);
+    for record in &history {
+        let _ = on_epoch(record);
+    }
     let ridge = Ridge { statistics, path, left_out, logit_scale: scale, kept, before_refit };
-    let solved = Solved::new(weights, vec![record], l2);
+    let solved = Solved::new(weights, history, l2);
     Ok(Solved { ridge: Some(ridge), standardization: Some(standardization), ..solved })
+}
+
+/// What least squares answers to each of some rows by a fit without it.
+#[derive(Clone, Debug)]
+pub struct LeftOut {
+    /// Logits `[train, K]`, in the order of the rows to train on.
+    pub logits: Array2<f32>,
+    /// The strength of L2 that was chosen.
+    pub l2: f64,
+    /// What the least-squares answers are multiplied with to be logits.
+    pub logit_scale: f64,
+}
+
+/// Answers to each training row by a fit without it, all from one factorization; L2 is chosen for the least error of these
+/// answers, from one strength a decade, and the scale for their likelihood. Exact; of features wider than [`WIDE`] the mean
+/// leverage stands for that of each row.
+///
+/// # Errors
+/// As [`super::fit()`], for examples that are not usable, and when the equations cannot be solved.
+pub fn ridge_left_out(examples: &Examples<'_>) -> Result<LeftOut, HeadError> {
+    let labels = check(examples)?;
+    let (x, train) = (examples.x, examples.train);
+    let statistics = Statistics::of(x, &labels, train, examples.classes.len());
+    let squares = LeastSquares::new(&statistics, None);
+    let features = Features::new(x, Some(squares.standardization()));
+    let rows = Problem { features, labels: &labels, train, holdout: &[], refit: &[], classes: examples.classes.len() };
+    let l2s: Vec<f64> = path_of_l2(x.ncols()).into_iter().step_by(3).collect();
+    let (path, left) = if squares.estimates() {
+        (squares.estimate(&rows, &l2s)?, None)
+    } else {
+        let left = squares.leave_one_out(&rows, &l2s)?;
+        (left.path.clone(), Some(left))
+    };
+    let step = best(&path);
+    let weights = squares.weights(l2s[step])?;
+    let answers = answers(&weights, &rows, train)?;
+    let mut logits = match left {
+        Some(left) => left.leave_out(step, &rows, answers)?,
+        None => squares.leave_out_by_mean(l2s[step], &rows, answers)?,
+    };
+    let labels: Vec<Option<i32>> = train.iter().map(|&row| examples.labels[row]).collect();
+    let scale = 1.0 / temperature(logits.view(), &labels).map_err(|_| HeadError::Ridge)?.unwrap_or(SHARP);
+    logits.mapv_inplace(|answer| answer * scale as f32);
+    Ok(LeftOut { logits, l2: l2s[step], logit_scale: scale })
 }
 
 /// The features that a budget leaves; none where it leaves all.
@@ -182,11 +230,7 @@ pub enum ScaleBy<'a> {
 /// # Errors
 /// When the statistics are of one class or none, or their equations cannot be solved.
 pub fn ridge_head(statistics: &Statistics, classes: &[String], l2: f64, scale_by: ScaleBy<'_>) -> Result<(Head, f64), HeadError> {
-    if statistics.rows.iter().filter(|&&rows| rows > 0).count() < 2 {
-        let class =
-            statistics.rows.iter().position(|&rows| rows > 0).map_or_else(|| "none".into(), |class| classes[class].clone());
-        return Err(HeadError::OneClass { class, rows: usize::try_from(statistics.count()).unwrap_or(usize::MAX) });
-    }
+    statistics.check_classes(classes)?;
     let squares = LeastSquares::new(statistics, None);
     let mut weights = squares.weights(l2)?;
     let head = |weights| Head::new(weights, Some(squares.standardization().clone()), classes.to_vec());
@@ -195,7 +239,7 @@ pub fn ridge_head(statistics: &Statistics, classes: &[String], l2: f64, scale_by
         ScaleBy::HeldOut(x, labels) => (head(weights.clone())?.logits(x)?, labels),
         ScaleBy::LeftOut(x, classes) => {
             let train: Vec<usize> = (0..classes.len()).collect();
-            let features = super::features::Features::new(x, Some(squares.standardization()));
+            let features = Features::new(x, Some(squares.standardization()));
             let rows =
                 Problem { features, labels: classes, train: &train, holdout: &[], refit: &[], classes: statistics.classes() };
             let answers = answers(&weights, &rows, &train)?;

@@ -14,12 +14,8 @@ pub fn few(
     labels: &[Option<i32>],
     classes: usize,
 ) -> Result<(Vec<usize>, Vec<usize>), HeadError> {
-    let mut listed = vec![None; labels.len()];
-    for &row in rows {
-        *listed.get_mut(row).ok_or(HeadError::NoSuchRow { row, rows: labels.len() })? = labels[row];
-    }
     let (mut taken, mut short) = (Vec::new(), Vec::new());
-    for (class, mut rows) in by_class(ids, &listed, classes)?.into_iter().enumerate() {
+    for (class, mut rows) in listed_by_class(rows, ids, labels, classes)?.into_iter().enumerate() {
         if rows.len() < shots {
             short.push(class);
         }
@@ -28,6 +24,35 @@ pub fn few(
     }
     taken.sort_unstable();
     Ok((taken, short))
+}
+
+/// The listed rows in an order whose every beginning has the classes in their shares, as near as may be, by a hash of seed and id.
+///
+/// # Errors
+/// As [`few`].
+pub fn stratified_order(
+    seed: u64,
+    rows: &[usize],
+    ids: &[String],
+    labels: &[Option<i32>],
+    classes: usize,
+) -> Result<Vec<usize>, HeadError> {
+    let mut places = Vec::with_capacity(rows.len());
+    for mut rows in listed_by_class(rows, ids, labels, classes)? {
+        rows.sort_by_cached_key(|&row| (hash(seed, &ids[row]), row));
+        let count = rows.len() as f64;
+        places.extend(rows.into_iter().enumerate().map(|(place, row)| ((place as f64 + 0.5) / count, row)));
+    }
+    places.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    Ok(places.into_iter().map(|(_, row)| row).collect())
+}
+
+fn listed_by_class(rows: &[usize], ids: &[String], labels: &[Option<i32>], classes: usize) -> Result<Vec<Vec<usize>>, HeadError> {
+    let mut listed = vec![None; labels.len()];
+    for &row in rows {
+        *listed.get_mut(row).ok_or(HeadError::NoSuchRow { row, rows: labels.len() })? = labels[row];
+    }
+    by_class(ids, &listed, classes)
 }
 
 #[cfg(test)]
@@ -47,5 +72,21 @@ mod tests {
         assert_ne!(few(5, 2, &rows, &ids, &labels, 3).unwrap().0, taken);
         // Fewer shots are some of the same rows.
         assert!(few(2, 1, &rows, &ids, &labels, 3).unwrap().0.iter().all(|row| taken.contains(row)));
+    }
+
+    #[test]
+    fn every_beginning_of_the_order_has_the_classes_in_their_shares() {
+        let ids: Vec<String> = (0..600).map(|row| format!("{row}.png")).collect();
+        let labels: Vec<Option<i32>> = (0..600).map(|row| Some(if row < 100 { 0 } else { 1 + row % 2 })).collect();
+        let rows: Vec<usize> = (0..600).collect();
+        let order = stratified_order(3, &rows, &ids, &labels, 3).unwrap();
+        for count in [60, 150, 600] {
+            let zeros = order[..count].iter().filter(|&&row| labels[row] == Some(0)).count();
+            assert!(zeros.abs_diff(count / 6) <= 1, "{zeros} of {count}");
+        }
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, rows);
+        assert_ne!(stratified_order(4, &rows, &ids, &labels, 3).unwrap(), order);
     }
 }

@@ -68,6 +68,16 @@ impl Statistics {
         statistics
     }
 
+    /// Refuses rows of one class, or none.
+    pub(super) fn check_classes(&self, classes: &[String]) -> Result<(), HeadError> {
+        if self.rows.iter().filter(|&&rows| rows > 0).count() > 1 {
+            return Ok(());
+        }
+        let class = self.rows.iter().position(|&rows| rows > 0).and_then(|class| classes.get(class));
+        let class = class.map_or_else(|| "none".to_owned(), Clone::clone);
+        Err(HeadError::OneClass { class, rows: usize::try_from(self.count()).unwrap_or(usize::MAX) })
+    }
+
     /// Adds rows `[N, D]` with their class indices `[N]`, or takes them out.
     ///
     /// # Errors

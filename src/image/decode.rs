@@ -21,24 +21,41 @@ const MAX_BYTES: u64 = 512 << 20;
 /// # Errors
 /// When the bytes are no image, are damaged or cut short, or when the image is above [`MAX_PIXELS`] or 512 MiB.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+    decode_up_to(bytes, MAX_PIXELS)
+}
+
+/// The same with a lower limit of pixels.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_up_to(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }
     let format = ::image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat { start: start(bytes) })?;
     let name = name(format);
-    let whole = match format {
-        ImageFormat::Jpeg => jpeg_is_whole(bytes),
-        ImageFormat::Png => png_is_whole(bytes),
-        ImageFormat::WebP => webp_is_whole(bytes),
-        _ => true,
-    };
+    let whole = whole_as(bytes, format).unwrap_or(true);
     // The size limit is said even of a file that is cut short: its header is enough to refuse it.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_as(bytes, format, whole)));
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_as(bytes, format, whole, max_pixels)));
     // A decoder that panics on hostile bytes must not end a run over a million good ones.
     decoded.unwrap_or_else(|_| Err(ImageError::Damaged { format: name, reason: "the decoder failed on it".to_owned() }))
 }
 
-fn decode_as(bytes: &[u8], format: ImageFormat, whole: bool) -> Result<RgbImage, ImageError> {
+/// Whether an image is there to its end, told without decoding it; none where its format does not say.
+pub fn is_whole(bytes: &[u8]) -> Option<bool> {
+    ::image::guess_format(bytes).ok().and_then(|format| whole_as(bytes, format))
+}
+
+fn whole_as(bytes: &[u8], format: ImageFormat) -> Option<bool> {
+    match format {
+        ImageFormat::Jpeg => Some(jpeg_is_whole(bytes)),
+        ImageFormat::Png => Some(png_is_whole(bytes)),
+        ImageFormat::WebP => Some(webp_is_whole(bytes)),
+        _ => None,
+    }
+}
+
+fn decode_as(bytes: &[u8], format: ImageFormat, whole: bool, max_pixels: u64) -> Result<RgbImage, ImageError> {
     let name = name(format);
     let damaged = |error: ::image::ImageError| match error {
         ::image::ImageError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -53,8 +70,8 @@ fn decode_as(bytes: &[u8], format: ImageFormat, whole: bool) -> Result<RgbImage,
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(ImageError::TooLarge { width, height });
+    if u64::from(width) * u64::from(height) > max_pixels {
+        return Err(ImageError::TooLarge { width, height, limit: max_pixels });
     }
     if decoder.total_bytes() > MAX_BYTES {
         return Err(ImageError::TooManyBytes { width, height, bytes: decoder.total_bytes() });

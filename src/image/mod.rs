@@ -27,7 +27,7 @@ mod views;
 
 pub use ::image::RgbImage;
 
-pub use decode::{MAX_PIXELS, decode};
+pub use decode::{MAX_PIXELS, decode, decode_up_to, is_whole};
 pub use normalize::PixelTable;
 pub use resize::Resizer;
 pub use spec::{ChannelOrder, ImageSpec, Layout, PixelFormat, Resize};
@@ -61,12 +61,14 @@ pub enum ImageError {
         reason: String,
     },
     /// More pixels than anyone should decode by accident.
-    #[error("{width} x {height} pixels is above the limit of {MAX_PIXELS} pixels; scale the image down first")]
+    #[error("{width} x {height} pixels is above the limit of {limit} pixels; scale the image down first")]
     TooLarge {
         /// Width in pixels, from the header.
         width: u32,
         /// Height in pixels, from the header.
         height: u32,
+        /// Most pixels.
+        limit: u64,
     },
     /// The image would need more memory than one image may take.
     #[error(

@@ -30,7 +30,7 @@ impl Window {
     const ALL: [Self; 6] = [Self::Whole, Self::Center, Self::TopLeft, Self::TopRight, Self::BottomLeft, Self::BottomRight];
 
     /// Left edge, upper edge and side, as shares of the side of the whole.
-    pub(super) fn shares(self) -> [f64; 3] {
+    pub(crate) fn shares(self) -> [f64; 3] {
         const SIDE: f64 = 0.875;
         const REST: f64 = 1.0 - SIDE;
         match self {

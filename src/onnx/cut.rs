@@ -295,15 +295,15 @@ fn concatenation(nodes: &mut Vec<NodeProto>, tensors: Vec<&str>, output: &str) -
     }
 }
 
-fn fixed(size: i64) -> Dimension {
+pub(super) fn fixed(size: i64) -> Dimension {
     Dimension { value: Some(dimension::Value::DimValue(size)), ..Dimension::default() }
 }
 
-fn named(name: &str) -> Dimension {
+pub(super) fn named(name: &str) -> Dimension {
     Dimension { value: Some(dimension::Value::DimParam(name.to_owned())), ..Dimension::default() }
 }
 
-fn tensor_type(kind: DataType, dim: Vec<Dimension>) -> TypeProto {
+pub(super) fn tensor_type(kind: DataType, dim: Vec<Dimension>) -> TypeProto {
     let tensor = type_proto::Tensor { elem_type: Some(kind as i32), shape: Some(TensorShapeProto { dim }) };
     TypeProto { value: Some(Value::TensorType(tensor)), ..TypeProto::default() }
 }
@@ -338,7 +338,7 @@ fn make_way(graph: &mut GraphProto) {
     }
 }
 
-fn rename_in_nodes(nodes: &mut [NodeProto], names: &BTreeMap<&str, &str>) {
+pub(super) fn rename_in_nodes(nodes: &mut [NodeProto], names: &BTreeMap<&str, &str>) {
     for node in nodes {
         for name in node.input.iter_mut().chain(&mut node.output) {
             if let Some(new) = names.get(name.as_str()) {

@@ -147,6 +147,33 @@ pub enum OnnxError {
         /// The limit.
         most: usize,
     },
+    /// An operator means something else in another version, and cannot be rewritten.
+    #[error(
+        "{origin}: its operators are of version {from}, and {operator} cannot be brought to version {to}: {reason}; convert the model \
+         with onnx.version_converter first, or take another version with --opset"
+    )]
+    Version {
+        /// The model.
+        origin: String,
+        /// Version that it has.
+        from: i64,
+        /// Version that it should have.
+        to: i64,
+        /// The operator.
+        operator: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A weight that is no float16.
+    #[error("{origin}: the weight {value} of {tensor:?} is too large for float16, which ends at 65,504; use --precision fp32")]
+    TooLarge {
+        /// The model.
+        origin: String,
+        /// The tensor.
+        tensor: String,
+        /// The weight.
+        value: f64,
+    },
     /// The model's image size is fixed and not a square.
     #[error(
         "{origin}: takes images of {height} x {width} pixels only, and tlpipe makes square ones; export it for a square input or with open height and width"

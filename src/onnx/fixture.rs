@@ -9,7 +9,7 @@ use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::{Dimension, dimension};
 use super::proto::type_proto::{self, Value};
 use super::proto::*;
-use super::tensor::{int_attribute, int64_tensor, ints_attribute, node};
+use super::tensor::{half_bits, int_attribute, int64_tensor, ints_attribute, node};
 
 /// A network in the making; every layer takes the output of the one before.
 #[derive(Clone)]
@@ -248,12 +248,4 @@ pub(super) fn text_attribute(name: &str, value: &str) -> AttributeProto {
         s: Some(value.as_bytes().to_vec()),
         ..AttributeProto::default()
     }
-}
-
-/// Binary16, cut off rather than rounded: enough for small random weights.
-fn half_bits(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let exponent = (bits >> 23 & 0xff) as i32 - 127 + 15;
-    let sign = (bits >> 16 & 0x8000) as u16;
-    if exponent <= 0 { sign } else { sign | (exponent as u16) << 10 | (bits >> 13 & 0x3ff) as u16 }
 }

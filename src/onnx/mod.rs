@@ -7,6 +7,7 @@
 //!                         ├─────cut(&Cut)──▶ Model  image in, one output `embedding` [N, D] float32
 //!                         ├─────taps(&Cut)──▶ [Tap] feature maps before the cut
 //!                         └─────segments(&Cut, &Layers)──▶ [Segment] ──cut_segments──▶ Model  several depths in one row
+//!                                                                                       └──attach──▶ Model  nodes of our own around it
 //! ```
 //!
 //! No shape is taken on trust: most exports carry none for their inner tensors, and those they carry hold for one size only.
@@ -23,13 +24,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attach;
 mod cut;
 mod error;
 mod external;
+mod fed;
 mod find;
 #[cfg(test)]
 mod fixture;
 mod graph;
+mod half;
 mod hints;
 mod input;
 mod inspect;
@@ -38,24 +42,29 @@ mod model;
 #[cfg(test)]
 pub(crate) mod networks;
 mod open;
+mod raise;
 mod rules;
 mod shapes;
 mod taps;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 /// The ONNX schema as Rust types.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 pub mod proto;
 
+pub use attach::{Around, Axis, PortSpec, attach};
 pub use cut::{EMBEDDING, cut, cut_segments};
 pub use error::OnnxError;
 pub use find::{Cut, CutReason, Pooling, find_cut};
+pub use half::with_half_weights;
 pub use hints::{ChannelOrder, Hints, Preprocessing, hints};
 pub use input::{Input, InputType, Layout, input};
 pub use inspect::{Inspection, inspect};
 pub use layers::{Layers, Segment, segments};
 pub use model::Model;
 pub use taps::{Tap, taps};
+pub use writer::{Element, Setting, Writer};

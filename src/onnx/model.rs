@@ -9,7 +9,7 @@ use prost::bytes::Bytes;
 
 use super::error::OnnxError;
 use super::external;
-use super::proto::{GraphProto, ModelProto};
+use super::proto::{GraphProto, ModelProto, StringStringEntryProto};
 
 static NO_GRAPH: LazyLock<GraphProto> = LazyLock::new(GraphProto::default);
 
@@ -65,6 +65,27 @@ impl Model {
     pub fn opset(&self) -> i64 {
         let standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
         self.proto.opset_import.iter().find(|entry| standard(entry.domain())).map_or(1, |entry| entry.version())
+    }
+
+    /// An entry of the model's own metadata, `metadata_props`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.proto.metadata_props.iter().find(|entry| entry.key() == key).map(StringStringEntryProto::value)
+    }
+
+    /// The same model with these entries in its metadata; one of the same key is replaced.
+    #[must_use]
+    pub fn with_metadata(mut self, entries: Vec<(String, String)>) -> Self {
+        self.proto.metadata_props.retain(|old| entries.iter().all(|(key, _)| key != old.key()));
+        let entries = entries.into_iter();
+        let entries = entries.map(|(key, value)| StringStringEntryProto { key: Some(key), value: Some(value) });
+        self.proto.metadata_props.extend(entries);
+        self
+    }
+
+    /// The same model with its message changed.
+    pub(super) fn change(mut self, change: impl FnOnce(&mut ModelProto)) -> Self {
+        change(&mut self.proto);
+        self
     }
 
     /// The graph; `decode` has made sure that there is one.

@@ -118,6 +118,17 @@ pub(crate) fn resnet(opset: i64) -> Model {
     block(block(stem, 8, 1), 16, 2).top()
 }
 
+/// A small classifier that takes images as bytes.
+pub(crate) fn of_bytes() -> Model {
+    let net = Builder::new(13, &[0, 3, 32, 32], DataType::Uint8);
+    net.op_with("Cast", vec![int_attribute("to", DataType::Float as i64)]).op_by("Div", &[], &[255.0]).classifier()
+}
+
+/// A small classifier of float16 throughout.
+pub(crate) fn of_half() -> Model {
+    Builder::new(13, &[0, 3, 32, 32], DataType::Float16).classifier()
+}
+
 /// Inverted bottlenecks with Swish, or HardSwish in parts, and squeeze-and-excite: 8, 24, 24, 24 and 24 channels before the
 /// cut of 32.
 pub(crate) fn efficientnet(opset: i64, hard: bool) -> Model {

@@ -61,6 +61,25 @@ fn half(bits: u16) -> f64 {
     }
 }
 
+/// A number as IEEE 754 binary16, rounded to the nearest, of two the even one; what is too large becomes an infinity.
+pub(super) fn half_bits(value: f32) -> u16 {
+    /// The first that is rounded to an infinity, and the least that is not subnormal.
+    const TOO_LARGE: u32 = 0x477f_f000;
+    const NORMAL: u32 = 0x3880_0000;
+    let bits = value.to_bits();
+    let (sign, magnitude) = ((bits >> 16 & 0x8000) as u16, bits & 0x7fff_ffff);
+    sign | match magnitude {
+        0x7f80_0001.. => 0x7e00,
+        TOO_LARGE.. => 0x7c00,
+        NORMAL.. => {
+            let rebased = magnitude - (112 << 23);
+            ((rebased + 0xfff + (rebased >> 13 & 1)) >> 13) as u16
+        }
+        // In units of 2^-24, at most 1,024 of them.
+        _ => (f32::from_bits(magnitude) * 16_777_216.0).round_ties_even() as u16,
+    }
+}
+
 fn attribute<'n>(node: &'n NodeProto, name: &str) -> Option<&'n AttributeProto> {
     node.attribute.iter().find(|attribute| attribute.name() == name)
 }
@@ -165,6 +184,14 @@ mod tests {
             assert_eq!(half(bits), value);
         }
         assert!(half(0x7c00).is_infinite() && half(0x7e00).is_nan());
+        for bits in (0..=u16::MAX).filter(|bits| !half(*bits).is_nan()) {
+            assert_eq!(half_bits(half(bits) as f32), bits);
+        }
+        // Halfway between two, the even one.
+        for (value, bits) in [(1.0 + 1.0 / 2048.0, 0x3c00), (1.0 + 3.0 / 2048.0, 0x3c02), (65_519.9, 0x7bff), (65_520.0, 0x7c00)]
+        {
+            assert_eq!(half_bits(value), bits, "{value}");
+        }
     }
 
     #[test]

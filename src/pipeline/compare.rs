@@ -3,66 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use polars::prelude::*;
-use serde::Serialize;
 
 use super::{Context, PipelineError};
 use crate::evaluate::McNemar;
 use crate::events::Event;
+use crate::report::{ComparedRun, Comparison, Pair};
 use crate::run::{Metrics, RunDir, RunError, SplitScore};
-
-/// A run as a line of the table.
-#[derive(Clone, Debug, Serialize)]
-pub struct ComparedRun {
-    /// Its folder.
-    pub run: PathBuf,
-    /// How its head was fitted.
-    pub solver: String,
-    /// Width of its features.
-    pub features: usize,
-    /// Key of its features.
-    pub store_key: String,
-    /// `test`, or `validation` (the hold-out) where there is no test split; none where neither was scored.
-    pub split: Option<String>,
-    /// Labelled rows.
-    pub rows: Option<usize>,
-    /// Accuracy there.
-    pub accuracy: Option<f64>,
-    /// Its 95 % interval.
-    pub accuracy_interval: Option<[f64; 2]>,
-    /// Loss there.
-    pub loss: Option<f64>,
-    /// Calibration error there.
-    pub ece: Option<f64>,
-    /// Wall time of the fit.
-    pub fit_seconds: f64,
-}
-
-/// A run against the first one.
-#[derive(Clone, Debug, Serialize)]
-pub struct Pair {
-    /// The first run.
-    pub first: PathBuf,
-    /// The other.
-    pub second: PathBuf,
-    /// The split whose rows both answered.
-    pub split: String,
-    /// The test on them.
-    #[serde(flatten)]
-    pub test: McNemar,
-    /// Whether the difference is real at the level of 5 %.
-    pub real: bool,
-    /// The same in words.
-    pub verdict: String,
-}
-
-/// What `tlpipe compare` tells.
-#[derive(Clone, Debug, Serialize)]
-pub struct Comparison {
-    /// The runs as they were named.
-    pub runs: Vec<ComparedRun>,
-    /// Each run after the first against the first, where they share images.
-    pub pairs: Vec<Pair>,
-}
 
 /// Compares runs with the first of them.
 ///

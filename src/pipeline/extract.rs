@@ -63,9 +63,9 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
 }
 
 /// What stage 1 works with, opened and checked.
-struct Stage {
-    dataset: Dataset,
-    backbone: Backbone,
+pub(super) struct Stage {
+    pub(super) dataset: Dataset,
+    pub(super) backbone: Backbone,
     spec: ImageSpec,
     source: SourceRecord,
     dtype: Dtype,
@@ -75,7 +75,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn open(pipeline: &Pipeline, context: &Context<'_>, goal: Goal) -> Result<Self, PipelineError> {
+    pub(super) fn open(pipeline: &Pipeline, context: &Context<'_>, goal: Goal) -> Result<Self, PipelineError> {
         let settings = &pipeline.settings;
         let compute = settings.runtime.compute()?;
         let dataset = open_dataset(&settings.data, context)?;
@@ -113,7 +113,12 @@ impl Stage {
     }
 
     /// Starts ONNX Runtime, and says what is about to be run.
-    fn start(&self, pipeline: &Pipeline, context: &Context<'_>, what: &str) -> Result<(Runtime, Plan<'_>), PipelineError> {
+    pub(super) fn start(
+        &self,
+        pipeline: &Pipeline,
+        context: &Context<'_>,
+        what: &str,
+    ) -> Result<(Runtime, Plan<'_>), PipelineError> {
         let warnings = self.dataset.warnings().iter().chain(self.backbone.assumptions());
         for warning in warnings.chain(&self.backbone.warning_at(self.spec.side)) {
             (context.observe)(Event::Warned(warning.clone()));

@@ -89,19 +89,19 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
 }
 
 /// What a fit works with, but its rows.
-struct Stage<'a> {
-    pipeline: &'a Pipeline,
-    context: &'a Context<'a>,
-    store: &'a Store,
-    run: &'a RunDir,
-    params: &'a HeadValidParams,
-    settings: serde_json::Value,
-    fit_key: String,
+pub(super) struct Stage<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) context: &'a Context<'a>,
+    pub(super) store: &'a Store,
+    pub(super) run: &'a RunDir,
+    pub(super) params: &'a HeadValidParams,
+    pub(super) settings: serde_json::Value,
+    pub(super) fit_key: String,
 }
 
 impl Stage<'_> {
     /// Fits, scores, and writes the run.
-    fn fit<F: Features>(
+    pub(super) fn fit<F: Features>(
         self,
         rows: &Rows<F>,
         division: &Division,
@@ -120,7 +120,7 @@ impl Stage<'_> {
             classes.len(),
             manifest.depths().map(|depths| format!(" · {depths}")).unwrap_or_default(),
             params.solver,
-            division.train.len(),
+            division.train.len() + rows.fitting.summed(),
             rows.said(params),
             division.holdout.len(),
             division.kind
@@ -192,7 +192,7 @@ impl Stage<'_> {
             split: SplitRecord {
                 kind: division.kind.clone(),
                 fraction: params.validation_split,
-                train: division.train.len(),
+                train: division.train.len() + rows.fitting.summed(),
                 holdout: division.holdout.len(),
             },
             train,
@@ -211,7 +211,8 @@ impl Stage<'_> {
             trained.sort_unstable();
         }
         let ridge = fitted.ridge.as_ref();
-        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, &trained)).transpose()?;
+        let on = (&division.train[..], &trained[..]);
+        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, on)).transpose()?;
         let predictions = scoring.predictions;
         Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, pipeline)?;
         Ok(metrics)
@@ -311,19 +312,33 @@ fn has(store: &Store, name: &str) -> bool {
     store.manifest().splits().iter().any(|split| split == name)
 }
 
+/// What a division depends on beside the rows.
+#[derive(Clone, Copy)]
+pub(super) struct Labelled<'a> {
+    pub(super) classes: &'a [String],
+    pub(super) sorted_by_class: bool,
+}
+
+impl<'a> Labelled<'a> {
+    pub(super) fn of(store: &'a Store) -> Self {
+        let manifest = store.manifest();
+        Self { classes: &manifest.classes, sorted_by_class: manifest.source.sorted_by_class }
+    }
+}
+
 /// Divides rows into those that train and those that are held out; `validation` are those that the source itself sets aside.
 pub(super) fn divide(
-    store: &Store,
+    source: Labelled<'_>,
     params: &HeadParams,
     ids: &[String],
     labels: &[Option<i32>],
     validation: Range<usize>,
 ) -> Result<Division, PipelineError> {
-    let classes = &store.manifest().classes;
+    let Labelled { classes, sorted_by_class } = source;
     let train = labelled(labels, 0..validation.start);
     let unlabelled = validation.start - train.len();
     let mut division = if validation.is_empty() {
-        let default = if store.manifest().source.sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
+        let default = if sorted_by_class { HoldOut::Stratified } else { HoldOut::Tail };
         let kind = params.split.unwrap_or(default);
         let split = head::hold_out(&params.rule(kind), ids, labels, classes).map_err(|error| named(error, ids))?;
         Division { train: split.train, holdout: split.holdout, kind: kind.to_string(), warnings: split.warnings }
@@ -364,6 +379,12 @@ impl Rows<StreamedFeatures> {
 }
 
 impl<F: Features> Rows<F> {
+    /// Rows held out, all of them, and those to score at the end.
+    pub(super) fn held_out(held: F, test: Option<F>, splits: Vec<&'static str>, views: usize) -> Self {
+        let images = held.ids().len();
+        Self { fitting: held, images, views, wanted: Wanted::Means, splits, validation: 0..images, test }
+    }
+
     /// Reads what the fit needs. A source that has a validation split of its own is held to it, unless a hold-out is asked for.
     fn gather(
         store: &Store,
@@ -387,7 +408,7 @@ impl<F: Features> Rows<F> {
 
     pub(super) fn divide(&self, store: &Store, params: &HeadParams) -> Result<Division, PipelineError> {
         let (ids, labels) = (&self.fitting.ids()[..self.images], &self.fitting.labels()[..self.images]);
-        divide(store, params, ids, labels, self.validation.clone())
+        divide(Labelled::of(store), params, ids, labels, self.validation.clone())
     }
 
     /// Rows to train on: those of the images, or of each of their views.
@@ -413,7 +434,8 @@ impl<F: Features> Rows<F> {
     }
 }
 
-fn named(error: HeadError, ids: &[String]) -> PipelineError {
+/// Puts the image's id into an error that knows its row alone.
+pub(super) fn named(error: HeadError, ids: &[String]) -> PipelineError {
     let id = |row: usize| ids.get(row).cloned().unwrap_or_default();
     match error {
         HeadError::NotFinite { row, .. } => PipelineError::BadFeatures { id: id(row) },

@@ -1,7 +1,10 @@
 //! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
 
+mod audit;
 mod compare;
+mod data_curve;
 mod depths;
+mod export;
 mod extract;
 mod extras;
 mod fit;
@@ -14,22 +17,28 @@ mod scoring;
 mod settings;
 mod streamed;
 mod sweep;
+mod uncached;
 mod update;
+mod verify;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use compare::{ComparedRun, Comparison, Pair, compare};
+pub use audit::{AuditPlan, Audited, audit};
+pub use compare::compare;
 pub use depths::{Depth, depths};
+pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
 pub use proof::{Proof, prove};
-pub use report::{Reported, report};
+pub use report::{ReportOptions, Reported, report, report_compared};
 pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
+pub use uncached::{Uncached, fit_uncached};
 pub use update::update;
+pub use verify::{Verified, VerifyOptions, verify};
 
 use crate::assets::Search;
 use crate::events::Observer;
@@ -167,9 +176,36 @@ pub enum PipelineError {
     /// No run shares an image with the first.
     #[error("{0}; compare runs that answer the same images of one split: fit them on the same features with the same head.split")]
     NothingToCompare(String),
+    /// The findings of an audit cannot be encoded.
+    #[error("{path}: the findings cannot be encoded ({source})")]
+    Findings {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: parquet::errors::ParquetError,
+    },
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// A head and the backbone that it is to be put on do not belong together.
+    #[error(
+        "{head}: this head was fitted on other features than these settings make:\n  {reason}\nname the pipeline or the flags that the features \
+         were made with, or fit the head again"
+    )]
+    OtherFeatures {
+        /// The head.
+        head: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// There are no images to compare a model on.
+    #[error(
+        "the model cannot be compared with the answers that were scored: {0}; name the images with --data, or give --unproven"
+    )]
+    NoProof(Box<PipelineError>),
+    /// A classifier cannot be made or does not answer as it did.
+    #[error(transparent)]
+    Deploy(#[from] crate::deploy::DeployError),
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -235,7 +271,7 @@ impl Context<'_> {
     }
 
     /// Runs something that ends cleanly by itself once `stop` is set.
-    fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub fn stoppable<T>(&self, work: impl FnOnce() -> T) -> T {
         self.stoppable.store(true, Ordering::Relaxed);
         let result = work();
         self.stoppable.store(false, Ordering::Relaxed);
@@ -341,6 +377,13 @@ fn suffix(layers: &Layers) -> String {
     }
 }
 
+/// A path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
 /// `./photos/pets/` -> `pets`, `a/b.parquet` -> `b`.
 fn short_name(source: &str) -> String {
     let stem = Path::new(source).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -373,6 +416,14 @@ mod tests {
         }
         settings.output.run = Some("r".into());
         assert_eq!(Pipeline::new(settings, None).unwrap().run, Path::new("r"));
+    }
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(
+            ["runs/a-1.toml", "my photos", "it's", ""].map(|path| quoted(Path::new(path))),
+            ["runs/a-1.toml", "'my photos'", r"'it'\''s'", "''"]
+        );
     }
 
     #[test]

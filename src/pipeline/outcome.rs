@@ -34,6 +34,7 @@ pub(super) struct Kept<'r> {
 }
 
 impl<'r> Kept<'r> {
+    /// `fitted` are the rows that the fit was on, `trained` with those that it was then fitted again with.
     pub(super) fn of<F: Features>(
         ridge: &'r Ridge,
         l2: f64,
@@ -41,14 +42,14 @@ impl<'r> Kept<'r> {
         store: &Store,
         run: &RunDir,
         rows: &Rows<F>,
-        train: &[usize],
+        (fitted, trained): (&[usize], &[usize]),
     ) -> Result<Self, PipelineError> {
         let Manifest { classes, key, .. } = store.manifest();
         let described = store.describe(&rows.splits)?;
-        let trained = trained_rows(&described, train);
+        let trained = trained_rows(&described, trained);
         let left_out = ridge.left_out.as_ref().map(|left_out| -> Result<_, PipelineError> {
             let mut scoring = Scoring::begin(run, LEFT_OUT, classes)?;
-            scoring.logits(left_out.clone(), "train", &rows.fitting, train)?;
+            scoring.logits(left_out.clone(), "train", &rows.fitting, fitted)?;
             Ok(scoring.predictions)
         });
         let origin = Origin { classes: classes.clone(), store_key: key.clone(), l2, logit_scale: ridge.logit_scale };

@@ -23,6 +23,11 @@ pub(super) trait Features {
     /// A copy of some rows, `[rows, D]`, given in ascending order.
     fn select(&self, rows: &[usize]) -> Result<Array2<f32>, StoreError>;
 
+    /// Rows that are gone, and of which the sums are left.
+    fn summed(&self) -> usize {
+        0
+    }
+
     /// Fits a head on some rows.
     fn fit(&self, plan: &Plan<'_>, checkpoints: &mut Checkpoints<'_>, on_epoch: OnEpoch<'_>) -> Result<Fitted, HeadError>;
 }
@@ -129,7 +134,15 @@ pub(super) fn in_memory(
     what: &str,
     instead: &str,
 ) -> Result<(), PipelineError> {
-    let (need, budget) = (need(store, wanted).div_ceil(1 << 20), budget(params) >> 20);
+    fits(need(store, wanted), params, what, instead)
+}
+
+/// Refuses more bytes of features in memory than there may be, for `what` needs them there.
+///
+/// # Errors
+/// When there are more.
+pub(super) fn fits(need: u64, params: &HeadParams, what: &str, instead: &str) -> Result<(), PipelineError> {
+    let (need, budget) = (need.div_ceil(1 << 20), budget(params) >> 20);
     if need <= budget {
         return Ok(());
     }

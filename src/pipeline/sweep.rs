@@ -271,7 +271,8 @@ impl Sweep<'_> {
         let mut resolved = (*pipeline).clone();
         resolved.settings.head = params.clone();
         let ridge = fitted.ridge.as_ref();
-        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, &held.all)).transpose()?;
+        let on = (&held.all[..], &held.all[..]);
+        let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, on)).transpose()?;
         let predictions = scoring.predictions;
         Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, &resolved)?;
         Ok(metrics)

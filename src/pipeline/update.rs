@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::extract::StageOutcome;
-use super::fit::{Fit, divide, fit_key, fitting_splits, warn_of_missing};
+use super::fit::{Fit, Labelled, divide, fit_key, fitting_splits, warn_of_missing};
 use super::outcome::{Kept, Outcome, PREDICTIONS, trained_rows};
 use super::scoring::{Scoring, all};
 use super::{Context, Pipeline, PipelineError};
@@ -75,7 +75,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let ids: Vec<String> = described.iter().map(|(_, row)| row.id.clone()).collect();
     let labels: Vec<Option<i32>> = described.iter().map(|(_, row)| row.label).collect();
     let first = if splits.len() > 1 { manifest.rows("train") } else { ids.len() };
-    let division = divide(&store, &params, &ids, &labels, first..ids.len())?;
+    let division = divide(Labelled::of(&store), &params, &ids, &labels, first..ids.len())?;
     division.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
     let (mut train, mut holdout) = (division.train, division.holdout);
     if metrics.sweep.is_some() || params.refit == Some(true) {

@@ -1,35 +1,57 @@
 //! The report of a run: `report.json` holds every fact as data, `report.html` shows the same facts as one self-contained page.
 //!
 //! ```text
-//! metrics.json, history.csv ─┐
-//! predictions.parquet ───────┼─▶ Facts ─▶ report.json
-//! StoreFacts, timings ───────┘      └───▶ plots, thumbnails ─▶ report.html
+//! metrics.json, history.csv ─────┐
+//! predictions.parquet ───────────┤
+//! l2_path.csv, audit.parquet, … ─┼─▶ Facts ─▶ report.json
+//! features of a sample ──────────┤     └───▶ plots, pictures ─▶ report.html
+//! StoreFacts, timings ───────────┘
 //! ```
 //!
-//! Every score is that of `metrics.json`; questions about single rows are answered by `polars` (`tables`), curves and heat maps are drawn by `plotters` (`plots`), the page is a
-//! `minijinja` template (`page`, `report.html`). The page asks nobody for anything and needs no script.
+//! Every score is that of `metrics.json`; questions about single rows are answered by `polars` (`tables`), plots are drawn by `plotters`
+//! (`plots`), the map of the embeddings by `faer` and `bhtsne` (`map`), the page is a `minijinja` template (`page`). It asks nobody for
+//! anything. Its script opens images, sorts tables and moves the map; without it everything else can still be read. [`compare`] puts
+//! several runs into one such page.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
-
-use crate::run::{RunDir, RunError};
+use crate::run::RunError;
 
 /// The page, in the run.
 pub const HTML: &str = "report.html";
 /// What the page shows, for programs.
 pub const JSON: &str = "report.json";
 
+/// Bytes that pictures may bring a page to unless something else is said.
+pub const PAGE_BYTES: usize = 10 << 20;
+
+mod beside;
+mod data_curve;
 mod facts;
+mod inputs;
+mod map;
 mod page;
+mod pictures;
 mod plots;
+mod standout;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod versus;
+mod words;
 
-pub use facts::{ClassFigures, Examined, Facts, REPORT_SCHEMA, SplitFacts, Timing};
-pub use tables::Mistake;
+pub use beside::{AuditFacts, AuditKind, AuditRow, DepthFacts, L2Point, ShotFacts};
+pub use facts::{CellExamples, ClassFigures, Examined, Facts, FitFacts, REPORT_SCHEMA, SplitFacts, Timing};
+pub use inputs::{
+    BackboneFacts, ExtractionFacts, FindFeatures, FindImages, Inputs, MakeThumbnail, QuarantinedImage, SplitRows, StageTime,
+    StoreFacts,
+};
+pub use map::{EmbeddingMap, MapPoint};
+pub use standout::Standout;
+pub use tables::Answer;
+pub use versus::{
+    COMPARE_SCHEMA, Changed, Changes, CompareInputs, ComparedRun, Comparison, ComparisonFacts, Pair, WrittenComparison, compare,
+};
 
 /// What can go wrong with a report.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +98,7 @@ pub enum ReportError {
         found: String,
     },
     /// A plot could not be drawn.
-    #[error("{plot}: cannot be drawn: {reason}; report.json can be read without it")]
+    #[error("{plot}: cannot be drawn: {reason}")]
     Plot {
         /// Which one.
         plot: &'static str,
@@ -84,94 +106,8 @@ pub enum ReportError {
         reason: String,
     },
     /// The page could not be put together.
-    #[error("report.html: {0}; report.json can be read without it")]
+    #[error("the page cannot be put together: {0}; the JSON of an earlier report can be read without it")]
     Page(#[from] minijinja::Error),
-}
-
-/// Rows of one split of the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SplitRows {
-    /// Name of the split as in the source.
-    pub split: String,
-    /// Rows with features.
-    pub rows: usize,
-}
-
-/// The network that made the features.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct BackboneFacts {
-    /// Registry name, or file name.
-    pub name: String,
-    /// SHA-256 of the ONNX file, hexadecimal.
-    pub sha256: String,
-    /// The tensor it was cut at.
-    pub cut: String,
-    /// Side of the square input, pixels.
-    pub input_size: u32,
-    /// What was done to the pixels, for a reader: "squash · RGB · x / 127.5 - 1".
-    pub preprocessing: String,
-}
-
-/// How the features were made.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ExtractionFacts {
-    /// Wall time, seconds.
-    pub seconds: f64,
-    /// Images a second.
-    pub images_per_second: f64,
-    /// The execution provider that ran the network.
-    pub provider: String,
-    /// Version of ONNX Runtime.
-    pub runtime: String,
-    /// Threads it was given.
-    pub threads: usize,
-}
-
-/// What the report says about the feature store and where it came from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StoreFacts {
-    /// Name of the data: "cifar10", or the last part of the source's path.
-    pub data: String,
-    /// Where the data was read from.
-    pub source: String,
-    /// The source's fingerprint.
-    pub fingerprint: String,
-    /// Folder of the store.
-    pub path: String,
-    /// Key of the store.
-    pub key: String,
-    /// Rows of each split.
-    pub splits: Vec<SplitRows>,
-    /// Images that could not be used; `quarantine.parquet` names them.
-    pub quarantined: usize,
-    /// Width of a feature row.
-    pub features: usize,
-    /// The network.
-    pub backbone: BackboneFacts,
-    /// The extraction; none where no figures were kept.
-    pub extraction: Option<ExtractionFacts>,
-}
-
-/// Split and row ids to encoded images by row id.
-pub type FindImages<'a> = dyn Fn(&str, &[String]) -> HashMap<String, Vec<u8>> + 'a;
-
-/// Encoded image and longest side in pixels to a small encoded image, or why not.
-pub type MakeThumbnail<'a> = dyn Fn(&[u8], u32) -> Result<Vec<u8>, String> + 'a;
-
-/// What a report is made from.
-pub struct Inputs<'a> {
-    /// The run to report on.
-    pub run: &'a RunDir,
-    /// The store it was fitted on.
-    pub store: StoreFacts,
-    /// Finds images of one split of the source; what cannot be found is left out.
-    pub images: &'a FindImages<'a>,
-    /// Makes a small PNG or JPEG.
-    pub thumbnail: &'a MakeThumbnail<'a>,
-    /// Stages and their wall time in seconds, in the order in which they ran.
-    pub timings: Vec<(String, f64)>,
-    /// Commands that make this run again.
-    pub commands: Vec<String>,
 }
 
 /// What was written.

@@ -1,7 +1,6 @@
-//! The page: facts, plots and thumbnails put into the template.
+//! The page: facts, plots and pictures put into the template.
 
-use std::collections::{BTreeSet, HashMap};
-use std::io::Cursor;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,265 +8,394 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use super::facts::{ClassFigures, Examined, Facts};
-use super::plots::{Scale, curves, heat_map};
-use super::{Inputs, ReportError};
+use super::beside::{AuditKind, AuditRow, L2Point};
+use super::facts::{ClassFigures, Examined, Facts, source_split};
+use super::pictures::{Album, Picture, Place, Stock};
+use super::plots::{FIRST, Line, SECOND, Scale, Spot, heat_map, histogram, lines, on_map, reliability, scatter};
+use super::tables::Answer;
+use super::{Inputs, JSON, ReportError, data_curve, words};
 use crate::run::EpochRecord;
 
-/// Size of the page that thumbnails may not push it over, bytes.
-const PAGE_BYTES: usize = 10 << 20;
+/// What numbers in JSON and markup around pictures may take beyond the page without them, bytes.
+const SLACK: usize = 128 << 10;
 
-/// Longest side of a thumbnail, pixels.
-const THUMBNAIL_SIDE: u32 = 128;
+/// Longest sides of pictures, pixels: in galleries, behind cells, on the map.
+const GALLERY_SIDE: u32 = 128;
+const CELL_SIDE: u32 = 96;
+const MAP_SIDE: u32 = 48;
 
-/// Longest side up to which an image is tiny, pixels.
-const TINY: u32 = 64;
-
-/// Classes up to which the confusion matrix is a table of counts.
+/// Classes up to which the confusion matrix is a table of all counts.
 const TABLE_CLASSES: usize = 20;
 
-/// Classes up to which it is drawn as a heat map; above, the pairs tell more.
-const HEAT_MAP_CLASSES: usize = 100;
+/// Classes of the table where there are more: those that are confused most.
+const PART_CLASSES: usize = 16;
 
-/// Classes up to which every one is shown at once; above, the weakest.
-const SHOWN_CLASSES: usize = 30;
+/// Classes up to which all of it is drawn as a heat map.
+const HEAT_MAP_CLASSES: usize = 100;
 
 /// Epochs that are written out at most.
 const SHOWN_EPOCHS: usize = 100;
 
-/// The small picture of a mistake: embedded, or a word on why not.
-#[derive(Serialize)]
-enum Picture {
-    /// `tiny` images are shown with hard pixels, since they are enlarged a lot.
-    #[serde(rename = "data")]
-    Data { uri: String, tiny: bool },
-    #[serde(rename = "missing")]
-    Missing(&'static str),
+/// What is drawn, as SVG.
+struct Plots {
+    loss: Option<String>,
+    accuracy: Option<String>,
+    l2: Vec<(&'static str, String)>,
+    heat_map: Option<String>,
+    reliability: Option<String>,
+    histogram: Option<String>,
+    map: Option<String>,
+    data_curve: Option<data_curve::Drawn>,
 }
 
 /// Renders the page. Adds to the notes of the facts what could not be shown.
 pub(super) fn render(facts: &mut Facts, inputs: &Inputs) -> Result<String, ReportError> {
     let environment = environment()?;
     let template = environment.get_template("report.html")?;
-    let history = &facts.history;
-    let drawn = |training: fn(&EpochRecord) -> f64, hold_out: fn(&EpochRecord) -> Option<f64>, label, scale| {
-        let epoch = |record: &EpochRecord| record.epoch as f64;
-        let training: Vec<_> = history.iter().map(|record| (epoch(record), training(record))).collect();
-        let hold_out: Vec<_> = history.iter().filter_map(|record| Some((epoch(record), hold_out(record)?))).collect();
-        Ok::<_, ReportError>(curves(label, &training, &hold_out, scale)?.map(Value::from_safe_string))
-    };
-    let loss = drawn(|record| record.loss, |record| record.val_loss, "Loss by epoch", Scale::Plain)?;
-    let accuracy = drawn(|record| record.accuracy, |record| record.val_accuracy, "Accuracy by epoch", Scale::Percent)?;
-    let step = history.len().div_ceil(SHOWN_EPOCHS).max(1);
-    let mut epochs: Vec<&EpochRecord> = history.iter().rev().step_by(step).collect();
+    let plots = Plots::of(facts)?;
+    let close = facts.examined.as_ref().map(Close::of);
+    let step = facts.history.len().div_ceil(SHOWN_EPOCHS).max(1);
+    let mut epochs: Vec<EpochRecord> = facts.history.iter().rev().step_by(step).cloned().collect();
     epochs.reverse();
     let headline = facts.headline().map(|(split, _)| Value::from(Serde(split)));
     let top_columns: BTreeSet<_> = facts.splits.iter().flat_map(|split| &split.top).map(|top| top.k).filter(|&k| k > 1).collect();
-    let close = facts.examined.as_ref().map(Close::of).transpose()?;
-    let context = |pictures: &[Picture], facts: &Facts| {
-        context! {
+    let keys = facts.metrics.sweep.iter().flat_map(|sweep| &sweep.trials).flat_map(|trial| trial.settings.keys());
+    let sweep_keys: BTreeSet<String> = keys.cloned().collect();
+    let left_out = facts.l2_path.iter().any(|point| point.holdout_accuracy.is_some());
+    let safe = |svg: &Option<String>| svg.clone().map(Value::from_safe_string);
+    let page = |pictures: &Pictures, facts: &Facts| {
+        template.render(context! {
             facts => Serde(facts),
             headline => headline.clone(),
-            loss => loss.clone(),
-            accuracy => accuracy.clone(),
+            curves => !facts.history.is_empty() || !plots.l2.is_empty(),
+            loss => safe(&plots.loss),
+            accuracy => safe(&plots.accuracy),
+            has_holdout => facts.history.iter().any(|epoch| epoch.val_loss.is_some()),
+            l2_plots => plots.l2.iter().map(|(name, svg)| (*name, Value::from_safe_string(svg.clone()))).collect::<Vec<_>>(),
+            l2_what => if left_out { "hold-out" } else { "each row left out in turn" },
+            heat_map => safe(&plots.heat_map),
+            reliability => safe(&plots.reliability),
+            histogram => safe(&plots.histogram),
+            map => safe(&plots.map),
+            data_curve => plots.data_curve.as_ref().map(data_curve::Drawn::value),
             top_columns => &top_columns,
+            sweep_keys => &sweep_keys,
             epochs => Serde(&epochs),
             close => Serde(&close),
-            heat_map => close.as_ref().and_then(|close| close.heat_map.clone()).map(Value::from_safe_string),
-            pictures => Serde(pictures),
-        }
+            galleries => Serde(&pictures.galleries),
+            audited => Serde(&pictures.audited),
+            audit_command => facts.commands.iter().find_map(|command| {
+                Some(format!("tlpipe audit {}", command.strip_prefix("tlpipe report ")?))
+            }).unwrap_or_else(|| "tlpipe audit".into()),
+            json_name => JSON,
+            data => script_data(&pictures.data),
+            ..frame()
+        })
     };
-    let bare = template.render(context(&[], facts))?.len();
-    let (pictures, notes) = pictures(facts.examined.as_ref(), facts, inputs, PAGE_BYTES.saturating_sub(bare));
+    let bare = page(&Pictures::of(facts, &mut Album::of(Vec::new(), 0, inputs.images, inputs.thumbnail)), facts)?.len();
+    let room = inputs.page_bytes.saturating_sub(bare + SLACK);
+    let mut album = Album::of(wanted(facts), room, inputs.images, inputs.thumbnail);
+    let pictures = Pictures::of(facts, &mut album);
     let mut noted = facts.clone();
-    noted.notes.extend(notes);
-    let page = template.render(context(&pictures, &noted))?;
+    noted.notes.extend(album.notes(&facts.store.source, inputs.page_bytes));
+    let html = page(&pictures, &noted)?;
     *facts = noted;
-    Ok(page)
+    Ok(html)
+}
+
+impl Plots {
+    fn of(facts: &Facts) -> Result<Self, ReportError> {
+        let history = &facts.history;
+        let drawn = |training: fn(&EpochRecord) -> f64, hold_out: fn(&EpochRecord) -> Option<f64>, label, scale| {
+            // One point is no curve.
+            if history.len() < 2 {
+                return Ok(None);
+            }
+            let epoch = |record: &EpochRecord| record.epoch as f64;
+            let training = history.iter().map(|record| (epoch(record), training(record))).collect();
+            let hold_out = history.iter().filter_map(|record| Some((epoch(record), hold_out(record)?))).collect();
+            let training = Line { points: training, colour: FIRST, marked: false };
+            lines(label, &[training, Line { points: hold_out, colour: SECOND, marked: true }], Scale::Whole, scale)
+        };
+        let look = facts.examined.as_ref().filter(|look| look.classes.len() > TABLE_CLASSES);
+        let heat = look.filter(|look| look.classes.len() <= HEAT_MAP_CLASSES);
+        let heat = heat.map(|look| heat_map("Confusion matrix as a heat map", look.classes.len(), &look.confusion));
+        let bins = facts.headline().map(|(_, score)| &score.calibration.bins);
+        let spots = facts.map.as_ref().map(|map| {
+            let spot = |point: &super::MapPoint| Spot {
+                place: point.tsne.unwrap_or(point.pca),
+                class: point.label,
+                right: point.label == point.predicted,
+            };
+            map.points.iter().map(spot).collect::<Vec<_>>()
+        });
+        Ok(Self {
+            loss: drawn(|record| record.loss, |record| record.val_loss, "Loss by epoch", Scale::Plain)?,
+            accuracy: drawn(|record| record.accuracy, |record| record.val_accuracy, "Accuracy by epoch", Scale::Percent)?,
+            l2: l2_plots(facts)?,
+            heat_map: heat.transpose()?,
+            reliability: bins.map(|bins| reliability("Accuracy by confidence", bins)).transpose()?,
+            histogram: bins.map(|bins| histogram("Images by confidence", bins)).transpose()?,
+            map: spots.map(|spots| scatter("Map of the embeddings", &spots)).transpose()?,
+            data_curve: facts
+                .audit
+                .as_ref()
+                .and_then(|audit| audit.data_curve.as_ref())
+                .map(data_curve::draw)
+                .transpose()?
+                .flatten(),
+        })
+    }
+}
+
+/// Error and accuracy over the strengths of L2; the one that was chosen is marked.
+fn l2_plots(facts: &Facts) -> Result<Vec<(&'static str, String)>, ReportError> {
+    type Of = fn(&L2Point) -> Option<f64>;
+    let figures: [(&str, Of, Scale); 2] = [
+        ("Squared error", |point| point.holdout_error.or(point.leave_one_out_error), Scale::Plain),
+        ("Accuracy", |point| point.holdout_accuracy.or(point.leave_one_out_accuracy), Scale::Percent),
+    ];
+    let mut drawn = Vec::new();
+    if facts.l2_path.len() < 2 {
+        return Ok(drawn);
+    }
+    let chosen = |point: &&L2Point| (point.l2 / facts.fit.l2 - 1.0).abs() < 1e-6;
+    for (name, of, scale) in figures {
+        let place = |point: &L2Point| Some((point.l2.log10(), of(point)?));
+        let path = || facts.l2_path.iter().filter(|point| point.l2 > 0.0);
+        let of_path = [
+            Line { points: path().filter_map(place).collect(), colour: SECOND, marked: true },
+            Line { points: path().filter(chosen).filter_map(place).collect(), colour: FIRST, marked: true },
+        ];
+        drawn.extend(lines(name, &of_path, Scale::Power, scale)?.map(|svg| (name, svg)));
+    }
+    Ok(drawn)
+}
+
+/// A table of the confusion matrix.
+#[derive(Serialize)]
+struct Matrix {
+    /// Class indices of rows and columns.
+    classes: Vec<usize>,
+    /// Counts by label, then answer.
+    rows: Vec<Vec<usize>>,
+    /// Whether it is of some classes only.
+    part: bool,
 }
 
 /// What the template needs of the close look beyond the facts themselves.
 #[derive(Serialize)]
 struct Close<'a> {
-    /// Counts by label, then answer; empty where there are too many classes for a table.
-    matrix: Vec<Vec<usize>>,
-    #[serde(skip)]
-    heat_map: Option<String>,
-    /// Classes that are shown at once, the weakest first.
+    matrix: Matrix,
+    /// Classes, the weakest first.
     weakest: Vec<&'a ClassFigures>,
-    /// The others, in the same order.
-    others: Vec<&'a ClassFigures>,
-    /// The class that is recognised best; none where all are recognised alike.
-    strongest: Option<&'a ClassFigures>,
 }
 
 impl<'a> Close<'a> {
-    fn of(examined: &'a Examined) -> Result<Self, ReportError> {
-        let classes = examined.classes.len();
-        let mut matrix = Vec::new();
-        let mut heat = None;
-        if classes <= TABLE_CLASSES {
-            matrix = vec![vec![0; classes]; classes];
-            for cell in &examined.confusion {
-                matrix[cell.label][cell.predicted] = cell.count;
+    fn of(examined: &'a Examined) -> Self {
+        let all = examined.classes.len();
+        let mut classes: Vec<usize> = (0..all).collect();
+        if all > TABLE_CLASSES {
+            classes.clear();
+            for class in examined.confused_pairs.iter().flat_map(|pair| [pair.label, pair.predicted]) {
+                if classes.len() < PART_CLASSES && !classes.contains(&class) {
+                    classes.push(class);
+                }
             }
-        } else if classes <= HEAT_MAP_CLASSES {
-            heat = Some(heat_map("Confusion matrix as a heat map", classes, &examined.confusion)?);
+            classes.sort_unstable();
+        }
+        let place: BTreeMap<usize, usize> = classes.iter().enumerate().map(|(place, &class)| (class, place)).collect();
+        let mut rows = vec![vec![0; classes.len()]; classes.len()];
+        for cell in &examined.confusion {
+            if let (Some(&row), Some(&column)) = (place.get(&cell.label), place.get(&cell.predicted)) {
+                rows[row][column] = cell.count;
+            }
         }
         let mut weakest: Vec<&ClassFigures> = examined.classes.iter().collect();
         // Classes without a figure last.
-        let f1 = |class: &ClassFigures| class.score.f1;
-        weakest.sort_by(|a, b| f1(a).unwrap_or(2.0).total_cmp(&f1(b).unwrap_or(2.0)).then(a.index.cmp(&b.index)));
-        let (first, last) = (weakest.first().copied(), weakest.iter().rfind(|class| f1(class).is_some()).copied());
-        let strongest = last.filter(|last| first.is_some_and(|first| f1(first) < f1(last)));
-        let others = weakest.split_off(if classes > SHOWN_CLASSES { SHOWN_CLASSES } else { classes });
-        Ok(Self { matrix, heat_map: heat, weakest, others, strongest })
+        let f1 = |class: &ClassFigures| class.score.f1.unwrap_or(2.0);
+        weakest.sort_by(|a, b| f1(a).total_cmp(&f1(b)).then(a.index.cmp(&b.index)));
+        Self { matrix: Matrix { part: classes.len() < all, classes, rows }, weakest }
     }
 }
 
-/// Thumbnails of the worst mistakes in their order, `room` bytes of them at most, and notes on what is missing.
-fn pictures(examined: Option<&Examined>, facts: &Facts, inputs: &Inputs, room: usize) -> (Vec<Picture>, Vec<String>) {
-    let Some(examined) = examined else { return (Vec::new(), Vec::new()) };
-    // The hold-out is a part of the source's train split, unless the source has a validation split of its own.
-    let held_out = examined.split == "validation" && facts.metrics.split.kind != "source";
-    let split = if held_out { "train" } else { examined.split.as_str() };
-    let ids: Vec<String> = examined.worst_mistakes.iter().map(|mistake| mistake.id.clone()).collect();
-    let images = if ids.is_empty() { HashMap::new() } else { (inputs.images)(split, &ids) };
-    let (mut left, mut lost, mut unreadable, mut omitted) = (room, 0, 0, 0);
-    let pictures = ids.iter().map(|id| {
-        let Some(image) = images.get(id) else {
-            lost += 1;
-            return Picture::Missing("image not found");
-        };
-        let Ok(small) = (inputs.thumbnail)(image, THUMBNAIL_SIDE) else {
-            unreadable += 1;
-            return Picture::Missing("image not readable");
-        };
-        let Some((kind, tiny)) = inspect(&small) else {
-            unreadable += 1;
-            return Picture::Missing("image not readable");
-        };
-        let uri = format!("data:{kind};base64,{}", STANDARD.encode(small));
-        if uri.len() > left {
-            omitted += 1;
-            return Picture::Missing("left out: page full");
+/// Places of the answers in the source, and of the findings of the audit.
+fn places<'a>(facts: &'a Facts, answers: &'a [Answer]) -> impl Iterator<Item = Place> + 'a {
+    let split = facts.examined.as_ref().map_or("", |look| source_split(&look.split, &facts.metrics));
+    answers.iter().map(move |answer| (split.to_owned(), answer.id.clone()))
+}
+
+fn ends(row: &AuditRow) -> [Option<Place>; 2] {
+    let place = |split: &Option<String>, id: &Option<String>| split.clone().zip(id.clone());
+    [place(&row.split, &row.id), place(&row.other_split, &row.other_id)]
+}
+
+/// Every picture that the page could show.
+fn wanted(facts: &Facts) -> Vec<(Place, u32)> {
+    let mut wanted = Vec::new();
+    let findings = facts.audit.iter().flat_map(|audit| &audit.kinds).flat_map(|kind| &kind.strongest);
+    wanted.extend(findings.flat_map(ends).flatten().map(|place| (place, GALLERY_SIDE)));
+    if let Some(look) = &facts.examined {
+        for answers in [&look.worst_mistakes, &look.least_certain] {
+            wanted.extend(places(facts, answers).map(|place| (place, GALLERY_SIDE)));
         }
-        left -= uri.len();
-        Picture::Data { uri, tiny }
-    });
-    let pictures = pictures.collect();
-    let of = ids.len();
-    let mut notes = Vec::new();
-    if lost > 0 {
-        notes.push(format!(
-            "{lost} of {of} images of mistakes were not found in the source ({}): were they moved or deleted since the features were extracted?",
-            facts.store.source
-        ));
+        for cell in &look.examples {
+            wanted.extend(places(facts, &cell.answers).map(|place| (place, CELL_SIDE)));
+        }
+        let split = source_split(&look.split, &facts.metrics);
+        let points = facts.map.iter().flat_map(|map| &map.points);
+        wanted.extend(points.map(|point| ((split.to_owned(), point.id.clone()), MAP_SIDE)));
     }
-    if unreadable > 0 {
-        notes.push(format!("{unreadable} of {of} images of mistakes cannot be read any more: were they changed since the features were extracted?"));
-    }
-    if omitted > 0 {
-        notes
-            .push(format!("{omitted} of {of} images of mistakes were left out to keep the page under {} MiB.", PAGE_BYTES >> 20));
-    }
-    (pictures, notes)
+    wanted
 }
 
-/// MIME type of an encoded image, and whether it has few pixels.
-fn inspect(encoded: &[u8]) -> Option<(&'static str, bool)> {
-    let reader = image::ImageReader::new(Cursor::new(encoded)).with_guessed_format().ok()?;
-    let kind = reader.format()?.to_mime_type();
-    let (width, height) = reader.into_dimensions().ok()?;
-    Some((kind, width.max(height) <= TINY))
+/// Pictures of a kind of finding.
+#[derive(Serialize)]
+struct Audited<'a> {
+    kind: &'a str,
+    count: usize,
+    /// Whether a finding is of two images.
+    pairs: bool,
+    rows: Vec<AuditedRow<'a>>,
 }
 
-fn environment() -> Result<Environment<'static>, minijinja::Error> {
+#[derive(Serialize)]
+struct AuditedRow<'a> {
+    #[serde(flatten)]
+    row: &'a AuditRow,
+    picture: Option<Picture>,
+    other: Option<Picture>,
+}
+
+impl<'a> Audited<'a> {
+    fn of(kind: &'a AuditKind, album: &mut Album) -> Option<Self> {
+        let rows: Vec<AuditedRow> = kind
+            .strongest
+            .iter()
+            .filter(|row| row.id.is_some() && row.split.is_some())
+            .map(|row| {
+                let [picture, other] = ends(row).map(|place| place.map(|place| album.picture(&place, GALLERY_SIDE)));
+                AuditedRow { row, picture, other }
+            })
+            .collect();
+        let pairs = rows.iter().any(|row| row.other.is_some());
+        (!rows.is_empty()).then_some(Self { kind: &kind.kind, count: kind.count, pairs, rows })
+    }
+}
+
+#[derive(Serialize)]
+struct Galleries {
+    mistakes: Vec<Picture>,
+    uncertain: Vec<Picture>,
+}
+
+/// The pictures of a page and the data of its script.
+struct Pictures<'a> {
+    galleries: Galleries,
+    audited: Vec<Audited<'a>>,
+    data: serde_json::Value,
+}
+
+impl<'a> Pictures<'a> {
+    /// As far as the album has room: first the galleries, then the audit, the cells (one image of each after the other), the map.
+    fn of(facts: &'a Facts, album: &mut Album) -> Self {
+        let look = facts.examined.as_ref();
+        let mut gallery = |answers: fn(&Examined) -> &[Answer]| -> Vec<Picture> {
+            let answers = look.map_or(&[][..], answers);
+            places(facts, answers).map(|place| album.picture(&place, GALLERY_SIDE)).collect()
+        };
+        let mistakes = gallery(|look| &look.worst_mistakes);
+        let galleries = Galleries { mistakes, uncertain: gallery(|look| &look.least_certain) };
+        let kinds = facts.audit.iter().flat_map(|audit| &audit.kinds);
+        let audited = kinds.filter_map(|kind| Audited::of(kind, album)).collect();
+        let mut stock = Stock::default();
+        let examples = look.map_or(&[][..], |look| &look.examples);
+        let deepest = examples.iter().map(|cell| cell.answers.len()).max().unwrap_or(0);
+        for depth in 0..deepest {
+            for cell in examples {
+                for place in places(facts, cell.answers.get(depth..=depth).unwrap_or_default()) {
+                    album.put(&mut stock, &place, CELL_SIDE);
+                }
+            }
+        }
+        let cells: Vec<_> = examples
+            .iter()
+            .map(|cell| {
+                let item = |(answer, place): (&Answer, Place)| {
+                    json!([answer.id, rounded(answer.confidence), stock.find(&place, CELL_SIDE)])
+                };
+                let items: Vec<_> = cell.answers.iter().zip(places(facts, &cell.answers)).map(item).collect();
+                let of = look.and_then(|look| look.classes.get(cell.cell.label)).map_or(0, |class| class.score.rows);
+                json!({ "l": cell.cell.label, "p": cell.cell.predicted, "n": cell.cell.count, "of": of, "items": items })
+            })
+            .collect();
+        let heat = look.filter(|look| (TABLE_CLASSES + 1..=HEAT_MAP_CLASSES).contains(&look.classes.len()));
+        let heat: Vec<_> =
+            heat.iter().flat_map(|look| &look.confusion).map(|cell| (cell.label, cell.predicted, cell.count)).collect();
+        let points = points(facts, album, &mut stock);
+        let data = json!({
+            "classes": facts.metrics.classes,
+            "cells": cells,
+            "heat": heat,
+            "points": points,
+            "pictures": stock,
+        });
+        Self { galleries, audited, data }
+    }
+}
+
+/// The points of the map for the script.
+fn points(facts: &Facts, album: &mut Album, stock: &mut Stock) -> Vec<serde_json::Value> {
+    let (Some(map), Some(look)) = (&facts.map, &facts.examined) else { return Vec::new() };
+    let split = source_split(&look.split, &facts.metrics);
+    let components = on_map(map.points.iter().map(|point| point.pca));
+    let point = |(point, (x, y)): (&super::MapPoint, (i32, i32))| {
+        let place = (split.to_owned(), point.id.clone());
+        // A picture that a cell has already is not needed twice.
+        let picture = stock.find(&place, CELL_SIDE).or_else(|| album.put(stock, &place, MAP_SIDE));
+        json!([point.label, point.predicted, rounded(point.confidence), picture, point.id, x, y])
+    };
+    map.points.iter().zip(components).map(point).collect()
+}
+
+fn rounded(share: f64) -> f64 {
+    (share * 1e4).round() / 1e4
+}
+
+/// JSON that may stand in a page: nothing in it ends the element that holds it.
+pub(super) fn script_data(data: &serde_json::Value) -> Value {
+    let text = data.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+    Value::from_safe_string(text)
+}
+
+/// What every page has: style, script, and the hash by which the browser lets the script run.
+pub(super) fn frame() -> Value {
+    const STYLE: &str = include_str!("page/style.css");
+    const SCRIPT: &str = include_str!("page/script.js");
+    context! {
+        style => Value::from_safe_string(STYLE.into()),
+        script => Value::from_safe_string(SCRIPT.into()),
+        script_hash => Value::from_safe_string(STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()))),
+    }
+}
+
+/// The templates and what they write numbers with.
+pub(super) fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_filter("percent", percent);
-    environment.add_filter("interval", interval);
-    environment.add_filter("figure", figure);
-    environment.add_filter("count", count);
-    environment.add_filter("duration", duration);
-    environment.add_template("report.html", include_str!("report.html"))?;
+    words::add_to(&mut environment);
+    for (name, source) in [
+        ("frame.html", include_str!("page/frame.html")),
+        ("parts.html", include_str!("page/parts.html")),
+        ("report.html", include_str!("page/report.html")),
+        ("compare.html", include_str!("page/compare.html")),
+    ] {
+        environment.add_template(name, source)?;
+    }
     Ok(environment)
-}
-
-/// What stands for a value that does not exist.
-const NONE: &str = "–";
-
-/// A share as a percentage with one digit: `77.4 %`.
-fn percent(share: Option<f64>) -> String {
-    match share {
-        Some(share) if share.is_finite() => format!("{:.1}\u{a0}%", share * 100.0),
-        _ => NONE.into(),
-    }
-}
-
-/// Both ends of an interval of shares: `76.6 to 78.2 %`.
-fn interval(ends: Vec<f64>) -> String {
-    match ends[..] {
-        [low, high] if low.is_finite() && high.is_finite() => {
-            format!("{:.1}\u{a0}to\u{a0}{:.1}\u{a0}%", low * 100.0, high * 100.0)
-        }
-        _ => NONE.into(),
-    }
-}
-
-/// A figure with three digits after the point.
-fn figure(value: Option<f64>) -> String {
-    match value {
-        Some(value) if value.is_finite() => format!("{value:.3}"),
-        _ => NONE.into(),
-    }
-}
-
-/// A whole number in groups of three digits: `50,000`.
-fn count(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Seconds for a reader: `0.05 s`, `36.2 s`, `12 min 05 s`, `2 h 10 min`.
-fn duration(seconds: Option<f64>) -> String {
-    match seconds {
-        Some(seconds) if seconds.is_finite() && seconds >= 0.0 => {
-            let whole = seconds.round() as u64;
-            match seconds {
-                _ if seconds < 10.0 => format!("{seconds:.2}\u{a0}s"),
-                _ if seconds < 99.95 => format!("{seconds:.1}\u{a0}s"),
-                _ if whole < 3600 => format!("{}\u{a0}min {:02}\u{a0}s", whole / 60, whole % 60),
-                _ => format!("{}\u{a0}h {:02}\u{a0}min", whole / 3600, whole % 3600 / 60),
-            }
-        }
-        _ => NONE.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_for_a_reader() {
-        assert_eq!(percent(Some(0.7744)), "77.4\u{a0}%");
-        assert_eq!(percent(Some(f64::NAN)), "–");
-        assert_eq!(interval(vec![0.7656, 0.7821]), "76.6\u{a0}to\u{a0}78.2\u{a0}%");
-        assert_eq!(figure(None), "–");
-        assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!(duration(Some(0.046)), "0.05\u{a0}s");
-        assert_eq!(duration(Some(725.2)), "12\u{a0}min 05\u{a0}s");
-        assert_eq!(duration(Some(7800.0)), "2\u{a0}h 10\u{a0}min");
-    }
 }

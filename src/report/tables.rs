@@ -7,10 +7,11 @@ use polars::prelude::*;
 use serde::Serialize;
 
 use super::ReportError;
+use crate::evaluate::ConfusionCell;
 
-/// A wrong answer.
+/// What a head answered to a labelled image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Mistake {
+pub struct Answer {
     /// Row id.
     pub id: String,
     /// True class.
@@ -21,6 +22,13 @@ pub struct Mistake {
     pub confidence: f64,
     /// Probability of the true class.
     pub label_probability: f64,
+}
+
+impl Answer {
+    /// Whether the answer is the label.
+    pub fn is_right(&self) -> bool {
+        self.label == self.predicted
+    }
 }
 
 /// Row counts of one split.
@@ -45,10 +53,7 @@ impl Predictions {
         if !path.is_file() {
             return Err(damaged("the file is missing".into()));
         }
-        let args = ScanArgsParquet { glob: false, ..Default::default() };
-        let mut frame = PlRefPath::try_from_path(path)
-            .and_then(|path| LazyFrame::scan_parquet(path, args))
-            .map_err(|error| damaged(error.to_string()))?;
+        let mut frame = scan(path).map_err(|error| damaged(error.to_string()))?;
         let schema = frame.collect_schema().map_err(|error| damaged(error.to_string()))?;
         let probabilities = DataType::Array(Box::new(DataType::Float32), classes);
         for (name, expected) in [
@@ -115,12 +120,11 @@ impl Predictions {
         self.frame.clone().filter(col("split").eq(lit(split.to_owned())).and(col("label").is_not_null()))
     }
 
-    /// The wrong answers given with the greatest confidence, worst first.
-    pub(super) fn worst_mistakes(&self, split: &str, limit: u32) -> Result<Vec<Mistake>, ReportError> {
+    /// The answers to the labelled rows of a split, the most confident first; of equals in the order of their ids.
+    pub(super) fn answers(&self, split: &str) -> Result<Vec<Answer>, ReportError> {
         let probability = |index: &str| col("probabilities").arr().get(col(index), false).cast(DataType::Float64);
         let query = self
             .scored(split)
-            .filter(col("label").neq(col("predicted")))
             .select([
                 col("id"),
                 col("label"),
@@ -128,14 +132,13 @@ impl Predictions {
                 probability("predicted").alias("confidence"),
                 probability("label").alias("label_probability"),
             ])
-            .sort(["confidence", "id"], SortMultipleOptions::default().with_order_descending_multi([true, false]))
-            .limit(limit);
+            .sort(["confidence", "id"], SortMultipleOptions::default().with_order_descending_multi([true, false]));
         let frame = self.collect(query)?;
-        let read = || -> PolarsResult<Vec<Mistake>> {
+        let read = || -> PolarsResult<Vec<Answer>> {
             let (ids, labels, predicted) = (frame.column("id")?.str()?, counts(&frame, "label")?, counts(&frame, "predicted")?);
             let (confidence, own) = (frame.column("confidence")?.f64()?, frame.column("label_probability")?.f64()?);
             Ok((0..frame.height())
-                .map(|row| Mistake {
+                .map(|row| Answer {
                     id: ids.get(row).unwrap_or_default().to_owned(),
                     label: labels[row],
                     predicted: predicted[row],
@@ -156,8 +159,23 @@ impl Predictions {
     }
 }
 
+/// A Parquet file whose name is no pattern.
+pub(super) fn scan(path: &Path) -> PolarsResult<LazyFrame> {
+    let args = ScanArgsParquet { glob: false, ..Default::default() };
+    PlRefPath::try_from_path(path).and_then(|path| LazyFrame::scan_parquet(path, args))
+}
+
 /// A column of whole numbers that are not negative.
-fn counts(frame: &DataFrame, column: &str) -> PolarsResult<Vec<usize>> {
+pub(super) fn counts(frame: &DataFrame, column: &str) -> PolarsResult<Vec<usize>> {
     let values = frame.column(column)?.cast(&DataType::Int64)?;
     Ok(values.i64()?.iter().map(|value| value.and_then(|value| usize::try_from(value).ok()).unwrap_or(0)).collect())
+}
+
+/// The cells of the confusion matrix that are not zero, by label, then answer.
+pub(super) fn cells(answers: &[Answer]) -> Vec<ConfusionCell> {
+    let mut cells = BTreeMap::new();
+    for answer in answers {
+        *cells.entry((answer.label, answer.predicted)).or_insert(0) += 1;
+    }
+    cells.into_iter().map(|((label, predicted), count)| ConfusionCell { label, predicted, count }).collect()
 }

@@ -1,11 +1,12 @@
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::evaluate::{ConfusionCell, TopK};
-use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, SplitRecord, SplitScore};
+use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
 
 /// A row: split, label, answer, probability of the answer. The other classes share the rest alike.
 type Row = (&'static str, Option<i32>, usize, f32);
@@ -98,7 +99,10 @@ fn store() -> StoreFacts {
         key: "key".into(),
         splits: vec![SplitRows { split: "train".into(), rows: 50_000 }],
         quarantined: 0,
+        quarantine: Vec::new(),
         features: 1280,
+        tensors: 1,
+        views: vec!["identity".into()],
         backbone: BackboneFacts {
             name: "mobilenet_v2".into(),
             sha256: "beef".into(),
@@ -117,29 +121,41 @@ fn png(side: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// Features that follow from the ids.
+fn features(_: &str, ids: &[String]) -> Result<ndarray::Array2<f32>, String> {
+    let number = |id: &String| id.rsplit('#').next().and_then(|number| number.parse().ok()).unwrap_or(0.0_f32);
+    Ok(ndarray::Array2::from_shape_fn((ids.len(), 6), |(row, column)| (number(&ids[row]) * (column + 1) as f32).sin()))
+}
+
 impl Fixture {
+    /// What a report is made from, with a picture for every id.
+    fn inputs<'a>(&'a self, images: &'a FindImages<'a>, thumbnail: &'a MakeThumbnail<'a>) -> Inputs<'a> {
+        Inputs {
+            run: &self.run,
+            store: store(),
+            images,
+            thumbnail,
+            features: Some(&features),
+            page_bytes: PAGE_BYTES,
+            seed: 0,
+            timings: vec![Timing { stage: "extract".into(), seconds: 43.0, images: Some(60_000) }],
+            commands: vec!["tlpipe report pipelines/cifar10.toml".to_owned()],
+        }
+    }
+
     /// Writes the report with a picture for every id; the page and what was written.
     fn report(&self) -> (String, Written) {
-        self.report_with(&|_, ids| ids.iter().map(|id| (id.clone(), png(32))).collect(), &|bytes, _| Ok(bytes.to_vec()))
+        self.report_with(&|_, ids| Ok(ids.iter().map(|id| (id.clone(), png(32))).collect()), &|bytes, _| Ok(bytes.to_vec()))
     }
 
     fn report_with(&self, images: &FindImages, thumbnail: &MakeThumbnail) -> (String, Written) {
-        let timings = vec![("extract".to_owned(), 43.0), ("fit-head".to_owned(), 0.75)];
-        let commands = vec!["tlpipe run pipelines/cifar10.toml".to_owned()];
-        let written = write(&Inputs { run: &self.run, store: store(), images, thumbnail, timings, commands }).unwrap();
+        let written = write(&self.inputs(images, thumbnail)).unwrap();
         (fs::read_to_string(&written.html).unwrap(), written)
     }
 
     fn error(&self, store: StoreFacts) -> String {
-        let inputs = Inputs {
-            run: &self.run,
-            store,
-            images: &|_, _| HashMap::new(),
-            thumbnail: &|bytes, _| Ok(bytes.to_vec()),
-            timings: Vec::new(),
-            commands: Vec::new(),
-        };
-        write(&inputs).unwrap_err().to_string()
+        let inputs = self.inputs(&|_, _| Ok(HashMap::new()), &|bytes, _| Ok(bytes.to_vec()));
+        write(&Inputs { store, ..inputs }).unwrap_err().to_string()
     }
 }
 
@@ -224,20 +240,25 @@ fn json_holds_the_facts_under_a_version() {
 fn the_page_stands_alone() {
     let rows: Vec<Row> = (0..30).map(|index| ("test", Some(index % 2), 0, 0.6 + 0.01 * index as f32)).collect();
     let (page, _) = fixture(&["cat", "dog", "owl"], &rows).report();
-    assert_eq!(page.matches("data:image/png;base64,").count(), 15, "one for each mistake");
-    assert_eq!(page.matches("<svg ").count(), 2, "loss and accuracy");
-    for forbidden in ["<script", "<link", "@import", "url(", "src=\"http", "undefined"] {
+    assert_eq!(page.matches("src=\"data:image/png;base64,").count(), 15 + 15, "one for each mistake, and half of the answers");
+    assert_eq!(page.matches("<svg ").count(), 5, "loss, accuracy, reliability, histogram, map");
+    for forbidden in ["<script src", "<link", "@import", "url(", "src=\"http", "fetch(", "undefined"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
-    assert!(page.contains("50.0\u{a0}%"), "the headline");
-    assert!(page.contains("tlpipe run pipelines&#x2f;cifar10.toml"));
+    assert!(page.contains("<span class=\"value\">50.0<small>"), "the headline");
+    assert!(page.contains("tlpipe report pipelines&#x2f;cifar10.toml"));
+    assert!(page.contains("tlpipe audit pipelines&#x2f;cifar10.toml"), "what looks into the data");
 }
 
 #[test]
 fn class_names_and_ids_are_text_and_keep_their_direction() {
     let names = ["<script>alert('x')</script>", "\"><img src=x onerror=y>", "קלמנטינה", "🦉 & co"];
     let (page, _) = fixture(&names, &[("test", Some(0), 1, 0.9), ("test", Some(2), 3, 0.9), ("test", Some(3), 3, 0.9)]).report();
-    assert!(!page.contains("<script") && !page.contains("<img src=x") && !page.contains("\"><img"));
+    assert!(!page.contains("<script>alert") && !page.contains("</script>alert") && !page.contains("<img src=x"));
+    assert_eq!(page.matches("<script").count(), 2, "the data and the script");
+    let data = page.split_once("id=\"data\">").unwrap().1.split_once("</script>").unwrap().0;
+    let data: serde_json::Value = serde_json::from_str(data).unwrap();
+    assert_eq!(data["classes"], serde_json::json!(names));
     assert!(page.contains("<bdi>&lt;script&gt;alert(&#x27;x&#x27;)&lt;&#x2f;script&gt;</bdi>"));
     assert!(page.contains("<bdi>קלמנטינה</bdi>") && page.contains("<bdi>🦉 &amp; co</bdi>"));
 }
@@ -248,7 +269,7 @@ fn without_a_test_split_the_hold_out_is_the_headline_and_its_images_come_from_tr
     let fixture = fixture(&["cat", "dog"], &[("train", Some(0), 0, 0.9), ("validation", Some(1), 0, 0.8)]);
     let images = |split: &str, ids: &[String]| {
         asked.borrow_mut().push((split.to_owned(), ids.to_vec()));
-        HashMap::new()
+        Ok(HashMap::new())
     };
     let (page, written) = fixture.report_with(&images, &|bytes, _| Ok(bytes.to_vec()));
     assert!(page.contains("Hold-out accuracy</span>"));
@@ -290,32 +311,51 @@ fn one_class() {
 }
 
 #[test]
-fn a_hundred_classes_are_a_heat_map_and_a_thousand_a_list_of_pairs() {
-    for (classes, plots, cells) in [(20, 2, true), (100, 3, false), (1000, 2, false)] {
+fn a_hundred_classes_are_a_heat_map_too_and_a_thousand_those_confused_most() {
+    for (classes, plots, most) in [(20, 5, 20), (100, 6, 16), (1000, 5, 16)] {
         let names: Vec<String> = (0..classes).map(|index| format!("class {index}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let rows: Vec<Row> =
-            (0..3 * classes).map(|index| ("test", i32::try_from(index % classes).ok(), index % (classes - 1), 0.5)).collect();
+            (0..3 * classes).map(|index| ("test", i32::try_from(index % classes).ok(), index * 7 % (classes - 1), 0.5)).collect();
         let (page, written) = fixture(&names, &rows).report();
         assert_eq!(page.matches("<svg ").count(), plots, "{classes} classes");
-        assert_eq!(page.contains("<table class=\"matrix\">"), cells, "{classes} classes");
+        let matrix = page.split_once("<table class=\"matrix\">").unwrap().1.split_once("</table>").unwrap().0;
+        let rows_of_matrix = matrix.matches("<tr><th").count();
+        assert!((most / 2..=most).contains(&rows_of_matrix), "{rows_of_matrix} rows of {classes} classes");
         assert!(page.contains("Most confused pairs"));
-        assert_eq!(written.facts.examined.unwrap().classes.len(), classes);
-        assert!(page.len() < 2 << 20, "{} bytes with {classes} classes", page.len());
+        let look = written.facts.examined.unwrap();
+        assert_eq!(look.classes.len(), classes);
+        assert!(look.confusion.len() <= 10_000 && look.examples.iter().all(|cell| !cell.answers.is_empty()));
+        assert!(page.len() < 4 << 20, "{} bytes with {classes} classes", page.len());
         let shown = page.matches("<th scope=\"row\"><bdi>class 7</bdi></th>").count();
         assert!(shown >= 1, "each class has a row");
     }
 }
 
 #[test]
-fn a_solver_without_epochs_has_no_curves() {
+fn a_head_of_one_step_has_no_curves() {
     let fixture = fixture(&["cat", "dog", "owl"], &PETS);
     fs::remove_file(fixture.run.file("history.csv")).unwrap();
     let (page, written) = fixture.report();
     assert!(written.facts.history.is_empty());
-    assert!(!page.contains("Learning curves") && page.contains("id=\"confusion\""));
+    assert!(!page.contains("id=\"curves\"") && page.contains("id=\"confusion\""));
     fixture.run.write_history(&[]).unwrap();
-    assert!(!fixture.report().0.contains("Learning curves"));
+    assert!(!fixture.report().0.contains("id=\"curves\""));
+
+    fixture.run.write_history(&[epoch(1, 0.5)]).unwrap();
+    let mut metrics = fixture.run.metrics().unwrap();
+    (metrics.solver, metrics.l2) = ("ridge".into(), 1e-2);
+    metrics.head = serde_json::json!({"solver": "ridge", "l2": null, "refit": true, "budget": 512});
+    fixture.run.write_metrics(&metrics).unwrap();
+    let path =
+        "l2,leave_one_out_error,leave_one_out_accuracy,holdout_error,holdout_accuracy\n0.001,0.5,,0.4,0.7\n0.01,0.4,,0.3,0.8\n";
+    fixture.run.write("l2_path.csv", path.as_bytes()).unwrap();
+    let (page, written) = fixture.report();
+    assert!(page.contains("closed form") && !page.contains("Loss by epoch") && page.contains("</b> by strength of L2"));
+    let fit = written.facts.fit;
+    assert_eq!((fit.trained_on, fit.held_out, fit.refitted, fit.budget), (8, 1, true, Some(512)));
+    assert!(fit.closed_form && fit.l2_chosen);
+    assert!(page.contains("then it was fitted again on all 8") && page.contains("512 of them used"));
 }
 
 #[test]
@@ -323,7 +363,8 @@ fn a_history_that_diverged_is_drawn_as_far_as_it_goes() {
     let fixture = fixture(&["cat", "dog", "owl"], &PETS);
     fixture.run.write_history(&[epoch(1, 2.0), epoch(2, f64::NAN), epoch(3, f64::INFINITY)]).unwrap();
     let (page, written) = fixture.report();
-    assert!(page.contains("Learning curves") && !page.contains("NaN"));
+    let (shown, _) = page.split_once("<script>").unwrap();
+    assert!(shown.contains("id=\"curves\"") && !shown.contains("NaN"));
     let json: serde_json::Value = serde_json::from_slice(&fs::read(&written.json).unwrap()).unwrap();
     assert!(json["history"][1]["loss"].is_null());
 }
@@ -331,29 +372,73 @@ fn a_history_that_diverged_is_drawn_as_far_as_it_goes() {
 #[test]
 fn missing_and_broken_images_leave_a_placeholder_and_a_note() {
     let fixture = fixture(&["cat", "dog", "owl"], &PETS);
-    let images = |_: &str, ids: &[String]| HashMap::from([(ids[0].clone(), b"not an image".to_vec())]);
+    let images = |_: &str, ids: &[String]| Ok(HashMap::from([(ids[0].clone(), b"not an image".to_vec())]));
     let (page, written) = fixture.report_with(&images, &|_, _| Err("truncated".into()));
-    assert_eq!(page.matches("data:image/").count(), 0);
-    assert!(page.contains("image not found</div>") && page.contains("image not readable</div>"));
-    assert!(page.contains("1 of 2 images of mistakes were not found in the source"));
-    assert_eq!(written.facts.notes.len(), 3, "unlabelled, not found, not readable");
+    assert_eq!(page.matches("src=\"data:image/").count(), 0);
+    assert!(page.contains("no picture</div>") && page.contains("image not readable</div>"));
+    assert!(page.contains("4 of 5 images were not found in the source"));
+    assert_eq!(written.facts.notes.len(), 3, "unlabelled, not found, not readable: {:?}", written.facts.notes);
+    let (page, written) = fixture.report_with(&|_, _| Err("the run names no source".into()), &|bytes, _| Ok(bytes.to_vec()));
+    assert!(page.contains("the run names no source") && !page.contains("not found in the source"));
+    assert_eq!(written.facts.notes.len(), 2);
 }
 
 #[test]
-fn thumbnails_stay_within_the_page_size() {
+fn pictures_stay_within_the_page_size() {
     let rows = [("test", Some(0), 1, 0.9); 40];
     let mut large = png(8);
     large.resize(600_000, 0);
-    let (page, written) = fixture(&["cat", "dog"], &rows)
-        .report_with(&|_, ids| ids.iter().map(|id| (id.clone(), Vec::new())).collect(), &|_, _| Ok(large.clone()));
-    assert!(page.len() <= 10 << 20, "{} bytes", page.len());
-    let embedded = page.matches("data:image/").count();
+    let fixture = fixture(&["cat", "dog"], &rows);
+    let images = |_: &str, ids: &[String]| Ok(ids.iter().map(|id| (id.clone(), Vec::new())).collect());
+    let thumbnail = |_: &[u8], _: u32| Ok(large.clone());
+    let (page, written) = fixture.report_with(&images, &thumbnail);
+    assert!(page.len() <= PAGE_BYTES, "{} bytes", page.len());
+    let embedded = page.matches("src=\"data:image/").count();
     assert!((10..40).contains(&embedded), "{embedded} pictures");
-    assert!(page.contains("left out: page full"));
-    assert_eq!(
-        written.facts.notes,
-        [format!("{} of 40 images of mistakes were left out to keep the page under 10 MiB.", 40 - embedded)]
-    );
+    assert!(page.contains("left out: page full") && written.facts.notes[0].contains("to keep the page under 10 MiB"));
+    let none = write(&Inputs { page_bytes: 0, ..fixture.inputs(&images, &thumbnail) }).unwrap();
+    assert!(!fs::read_to_string(none.html).unwrap().contains("src=\"data:image/") && none.facts.notes.is_empty());
+}
+
+#[test]
+fn what_stands_out_is_what_is_furthest_from_expected() {
+    let classes = ["cat", "dog", "owl", "ant"];
+    let mut rows: Vec<Row> = (0..200).map(|index| ("test", i32::try_from(index % 4).ok(), index % 4, 0.9)).collect();
+    // A fifth of the cats are taken for dogs.
+    rows.iter_mut().filter(|row| row.1 == Some(0)).take(10).for_each(|row| row.2 = 1);
+    let facts = fixture(&classes, &rows).report().1.facts;
+    assert_eq!(facts.standouts[0].kind, "confused");
+    assert!(facts.standouts[0].text.contains("20.0\u{a0}%") && facts.standouts[0].text.contains("\u{2068}cat\u{2069}"));
+    // The same from a head that is sure of all.
+    rows.iter_mut().for_each(|row| row.3 = 0.999);
+    rows.iter_mut().step_by(2).for_each(|row| row.2 = 3);
+    let facts = fixture(&classes, &rows).report().1.facts;
+    let kinds: Vec<_> = facts.standouts.iter().map(|standout| standout.kind).collect();
+    assert!(kinds.contains(&"calibration") && kinds.contains(&"missing"), "{:?}", facts.standouts);
+    let facts = fixture(&classes, &[("test", Some(0), 0, 0.9), ("test", Some(1), 0, 0.9)]).report().1.facts;
+    assert_eq!(facts.standouts[0].kind, "no_better");
+}
+
+#[test]
+fn what_stands_beside_the_head_is_shown_and_what_is_damaged_noted() {
+    let fixture = fixture(&["cat", "dog", "owl"], &PETS);
+    fixture.run.write("shots.csv", b"shots,repeat,rows,accuracy\n5,1,15,0.5\n5,2,15,0.7\n1,1,3,0.4\n").unwrap();
+    fixture.run.write("depths.csv", b"tensor,width,used,validation_accuracy,test_accuracy,seconds\npool,6,4,0.5,,0.1\n").unwrap();
+    let summary =
+        r#"{"schema": 1, "findings": [{"kind": "leak", "count": 3, "suggestion": "remove <them>"}], "data_curve": null}"#;
+    fixture.run.write("audit.json", summary.as_bytes()).unwrap();
+    let (page, written) = fixture.report();
+    let facts = written.facts;
+    assert_eq!(facts.shots.iter().map(|shots| (shots.shots, shots.repeats)).collect::<Vec<_>>(), [(1, 1), (5, 2)]);
+    assert_eq!(facts.depths[0].test_accuracy, None);
+    assert_eq!(facts.audit.unwrap().count("leak"), 3);
+    assert!(page.contains("remove &lt;them&gt;") && page.contains("Leaks between train and test"));
+    assert!(facts.standouts.iter().any(|standout| standout.kind == "leaks"), "{:?}", facts.standouts);
+    fixture.run.write("audit.json", b"{").unwrap();
+    fixture.run.write("shots.csv", b"shots\nmany\n").unwrap();
+    let facts = fixture.report().1.facts;
+    assert!(facts.audit.is_none() && facts.shots.is_empty());
+    assert_eq!(facts.notes.iter().filter(|note| note.contains("make it again with tlpipe")).count(), 2);
 }
 
 #[test]
@@ -398,13 +483,7 @@ fn a_label_outside_the_class_list_is_refused_by_row() {
 #[test]
 fn a_folder_without_a_run_is_refused() {
     let empty = fixture(&["cat"], &[]);
-    let inputs = Inputs {
-        run: &RunDir::new(empty.folder.path().join("nothing")),
-        store: store(),
-        images: &|_, _| HashMap::new(),
-        thumbnail: &|bytes, _| Ok(bytes.to_vec()),
-        timings: Vec::new(),
-        commands: Vec::new(),
-    };
-    assert!(matches!(write(&inputs), Err(ReportError::Run(RunError::Missing(_)))));
+    let inputs = empty.inputs(&|_, _| Ok(HashMap::new()), &|bytes, _| Ok(bytes.to_vec()));
+    let run = &RunDir::new(empty.folder.path().join("nothing"));
+    assert!(matches!(write(&Inputs { run, ..inputs }), Err(ReportError::Run(RunError::Missing(_)))));
 }

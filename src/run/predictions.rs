@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, StringArray};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float32Array, Int32Array, StringArray};
+use arrow::datatypes::{DataType, Field, FieldRef, Float32Type, Int32Type, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::properties::WriterProperties;
 
 use super::RunError;
@@ -31,6 +32,41 @@ pub struct Predictions {
     pub predicted: Vec<i32>,
     /// Row-major `[rows, classes]`, each row sums to 1.
     pub probabilities: Vec<f32>,
+}
+
+impl Predictions {
+    /// Reads the rows of a split of a run's predictions of `classes` classes, in their order.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is not of so many classes.
+    pub fn load(path: &Path, split: &str, classes: usize) -> Result<Self, RunError> {
+        let damaged = |reason: String| RunError::Damaged { path: path.into(), reason };
+        let broken = |error: &dyn std::fmt::Display| damaged(error.to_string());
+        let file = File::open(path).map_err(|source| RunError::Io { path: path.into(), source })?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(ParquetRecordBatchReaderBuilder::build);
+        let mut found = Self::default();
+        for batch in reader.map_err(|error| broken(&error))? {
+            let batch = batch.map_err(|error| broken(&error))?;
+            let column = |name: &str| batch.column_by_name(name).ok_or_else(|| damaged(format!("column \"{name}\" is missing")));
+            let other = |name: &str| damaged(format!("column \"{name}\" is of another type"));
+            let text = |name: &str| column(name)?.as_string_opt::<i32>().cloned().ok_or_else(|| other(name));
+            let number = |name: &str| column(name)?.as_primitive_opt::<Int32Type>().cloned().ok_or_else(|| other(name));
+            let (ids, splits, labels, predicted) = (text("id")?, text("split")?, number("label")?, number("predicted")?);
+            let lists = column("probabilities")?.as_fixed_size_list_opt().ok_or_else(|| other("probabilities"))?;
+            let values = lists.values().as_primitive_opt::<Float32Type>().ok_or_else(|| other("probabilities"))?;
+            if usize::try_from(lists.value_length()) != Ok(classes) {
+                return Err(damaged(format!("{} probabilities a row, not {classes}", lists.value_length())));
+            }
+            for row in (0..batch.num_rows()).filter(|&row| splits.value(row) == split) {
+                found.ids.push(ids.value(row).to_owned());
+                found.splits.push(split.to_owned());
+                found.labels.push((!labels.is_null(row)).then(|| labels.value(row)));
+                found.predicted.push(predicted.value(row));
+                found.probabilities.extend_from_slice(&values.values()[row * classes..][..classes]);
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// Writes `predictions.parquet`: `id`, `split`, `label`, `predicted`, `probabilities` (fixed-size list, one a class). Until it

@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 
 use ort::ep::{self, ExecutionProviderDispatch};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
 /// What the machine lacks for a card of this number, whatever is installed; none if nothing. The driver is asked, since ONNX
 /// Runtime's own words on it are a list of possible causes.
@@ -40,6 +41,12 @@ pub(super) fn provider(card: u32) -> Result<ExecutionProviderDispatch, String> {
     // Left alone, cards since Ampere multiply float32 in TF32, with 10 bits of mantissa: that is not fp32.
     let cuda = ep::CUDA::default().with_device_id(card).with_conv_algorithm_search(search).with_tf32(false);
     Ok(cuda.build().error_on_failure())
+}
+
+/// Memory of the processor that the card reads itself.
+pub(super) fn page_locked(card: u32) -> ort::Result<MemoryInfo<'static>> {
+    let card = i32::try_from(card).map_err(|error| ort::Error::new(error.to_string()))?;
+    MemoryInfo::new(AllocationDevice::CUDA_PINNED, card, AllocatorType::Device, MemoryType::CPUInput)
 }
 
 /// File name prefixes of what the provider needs, dependencies first.

@@ -18,11 +18,15 @@
 //! ```
 
 mod builds;
+mod card;
 mod compute;
 mod cuda;
 mod device;
 mod error;
+mod graph;
 mod library;
+mod network;
+mod opened;
 mod openvino;
 mod probe;
 mod provision;
@@ -39,6 +43,7 @@ pub use builds::{Build, UnknownBuild};
 pub use compute::{Compute, Precision, Provider, Unreal, processor_has_bf16};
 pub use device::{Device, UnknownDevice};
 pub use error::RuntimeError;
+pub use graph::{Answer, Graph, Images, Port};
 pub use library::{Candidate, Library, RuntimeOptions, candidates, install, installed, locate};
 pub use session::{Session, SessionOptions, listed};
 pub use telemetry::disable_telemetry;
@@ -99,6 +104,14 @@ impl Runtime {
     /// When the bytes are no network of one image input and one output, or the device does not work.
     pub fn session(&self, model: &[u8], options: &SessionOptions) -> Result<Session, RuntimeError> {
         Session::new(&self.environment, &self.library.path, model, options)
+    }
+
+    /// Prepares a network of one image input and any number of outputs to run.
+    ///
+    /// # Errors
+    /// When the bytes are no network of one image input, or the device does not work.
+    pub fn graph(&self, model: &[u8], options: &SessionOptions) -> Result<Graph, RuntimeError> {
+        Graph::new(&self.environment, &self.library.path, model, options)
     }
 }
 

@@ -1,20 +1,16 @@
 //! A network, ready to run: batches of pixels in, rows of features out.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::path::Path;
-use std::ptr::{self, NonNull};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
-use ort::AsPointer as _;
 use ort::environment::Environment;
-use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
-use ort::session::Session as OrtSession;
-use ort::session::builder::GraphOptimizationLevel;
-use ort::sys::OrtValue;
-use ort::value::{DynValue, Tensor, TensorElementType, TensorRef, ValueType};
+use ort::value::{TensorElementType, ValueType};
 
-use super::{Build, Compute, Device, Provider, RuntimeError, cuda, openvino};
+use super::graph::Images;
+use super::opened::{Element, Opened, c_name, element, reason};
+use super::{Build, Compute, RuntimeError};
 
 /// How to run a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,32 +22,15 @@ pub struct SessionOptions {
     pub threads: usize,
 }
 
-#[derive(Clone, Copy)]
-enum Element {
-    Float32,
-    Uint8,
-}
-
 /// A network of one image input and one output. Threads may share it: on ONNX Runtime's own CPU provider they run at the same
 /// time, with one copy of the weights between them, which is what the caches of the cores want; elsewhere one after the other.
 pub struct Session {
-    inner: OrtSession,
+    opened: Opened,
     element: Element,
     input: CString,
     output: CString,
     width: OnceLock<usize>,
-    /// Held during a run where runs must not overlap.
-    turn: Option<Mutex<()>>,
-    build: Build,
-    placement: BTreeMap<String, usize>,
-    fallback: Option<String>,
 }
-
-/// Part of a network's nodes that OpenVINO must have taken: it takes whole networks, and what it leaves is slow and of
-/// another precision.
-const OPENVINO_LEAST: f64 = 0.9;
-/// Part of a network's nodes that a card must have taken. ONNX Runtime leaves arithmetic on shapes to the processor.
-const CUDA_LEAST: f64 = 0.5;
 
 impl Session {
     pub(super) fn new(
@@ -60,56 +39,17 @@ impl Session {
         model: &[u8],
         options: &SessionOptions,
     ) -> Result<Self, RuntimeError> {
-        let SessionOptions { compute, threads } = *options;
-        let on_processor = |fallback| {
-            let inner = commit(environment, model, threads, None).map_err(|error| RuntimeError::Model(reason(&error)))?;
-            Self::checked(inner, Build::Cpu, fallback)
-        };
-        let on_card = |card| {
-            ready::<ep::CUDA>(Build::Cuda, cuda::missing(card))?;
-            cuda::preload(library);
-            Self::on_provider(environment, model, threads, cuda::provider(card)?, (Build::Cuda, CUDA_LEAST))
-        };
-        let result = match (compute.provider(), compute.device()) {
-            (Provider::Default, Device::Cpu) => return on_processor(None),
-            (Provider::Default, Device::Auto) => return on_card(0).or_else(|reason| on_processor(Some(reason))),
-            (Provider::Default, Device::Cuda(card)) => on_card(card),
-            (Provider::OpenVino, _) => ready::<ep::OpenVINO>(Build::OpenVino, compute.missing_hardware()).and_then(|()| {
-                let provider = openvino::provider(compute.precision(), threads.max(1));
-                Self::on_provider(environment, model, threads, provider, (Build::OpenVino, OPENVINO_LEAST))
-            }),
-        };
-        result.map_err(|reason| RuntimeError::unavailable(compute, reason))
+        Self::checked(Opened::new(environment, library, model, options)?)
     }
 
-    /// A session on a provider, which must take at least this part of the network. The error is the reason why it cannot be used.
-    fn on_provider(
-        environment: &Environment,
-        model: &[u8],
-        threads: usize,
-        provider: ExecutionProviderDispatch,
-        (build, least): (Build, f64),
-    ) -> Result<Self, String> {
-        let inner = commit(environment, model, threads, Some(provider)).map_err(|error| reason(&error))?;
-        let session = Self::checked(inner, build, None).map_err(|error| error.to_string())?;
-        // Asked for, registered, and still: what counts is where the nodes are.
-        took(session.placement(), build.provider(), least)?;
-        Ok(session)
-    }
-
-    fn checked(inner: OrtSession, build: Build, fallback: Option<String>) -> Result<Self, RuntimeError> {
+    fn checked(opened: Opened) -> Result<Self, RuntimeError> {
         let model = |reason: String| RuntimeError::Model(reason);
-        let ([input], [output]) = (inner.inputs(), inner.outputs()) else {
-            let found = format!("it has {} inputs and {} outputs, not one of each", inner.inputs().len(), inner.outputs().len());
+        let (inputs, outputs) = (opened.inputs(), opened.outputs());
+        let ([input], [output]) = (inputs, outputs) else {
+            let found = format!("it has {} inputs and {} outputs, not one of each", inputs.len(), outputs.len());
             return Err(model(found));
         };
-        let element = match input.dtype() {
-            ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } if shape.len() == 4 => Element::Float32,
-            ValueType::Tensor { ty: TensorElementType::Uint8, shape, .. } if shape.len() == 4 => Element::Uint8,
-            other => {
-                return Err(model(format!("its input {:?} is {other}, not four-dimensional float32 or uint8", input.name())));
-            }
-        };
+        let element = element(input)?;
         let width = match output.dtype() {
             ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } => {
                 // The first is the batch; an unknown dimension is negative and makes the product unknown.
@@ -117,12 +57,9 @@ impl Session {
             }
             other => return Err(model(format!("its output {:?} is {other}, not float32", output.name()))),
         };
-        let placement = placement(&inner).map_err(|error| model(reason(&error)))?;
-        let name = |name: &str| CString::new(name).map_err(|error| model(format!("the name {name:?}: {error}")));
-        let (input, output) = (name(input.name())?, name(output.name())?);
+        let (input, output) = (c_name(input.name())?, c_name(output.name())?);
         let width = width.map_or_else(OnceLock::new, OnceLock::from);
-        let turn = (build != Build::Cpu).then(Mutex::default);
-        Ok(Self { inner, element, input, output, width, turn, build, placement, fallback })
+        Ok(Self { opened, element, input, output, width })
     }
 
     /// Runs a batch and gives the features, row-major `[N, D]`. `batch` holds `shape`'s product of values, in the layout
@@ -136,29 +73,28 @@ impl Session {
         if batch.len() != values {
             return Err(failed(format!("it holds {} values, not {values}", batch.len())));
         }
-        let images = shape[0];
+        let rows_wanted = shape[0];
         if values == 0 {
-            return if images == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
+            return if rows_wanted == 0 { Ok(Vec::new()) } else { Err(failed("its images are empty".to_owned())) };
         }
         let ort_failed = |error: ort::Error| failed(reason(&error));
-        let output = match self.element {
-            Element::Float32 => {
-                let input = TensorRef::from_array_view((shape, batch)).map_err(ort_failed)?;
-                self.answer(input.ptr())
-            }
+        let bytes: Vec<u8>;
+        let images = match self.element {
+            Element::Float32 => Images::Float32(batch),
             Element::Uint8 => {
                 // `as` saturates, and turns NaN into 0.
-                let bytes: Vec<u8> = batch.iter().map(|value| value.round() as u8).collect();
-                let input = Tensor::from_array((shape, bytes)).map_err(ort_failed)?;
-                self.answer(input.ptr())
+                bytes = batch.iter().map(|value| value.round() as u8).collect();
+                Images::Uint8(&bytes)
             }
         };
-        let output = output.map_err(ort_failed)?;
+        let output = self.opened.answer(&self.input, images, shape, std::slice::from_ref(&self.output));
+        let outputs = output.map_err(ort_failed)?;
+        let output = outputs.first().ok_or_else(|| failed("the network gave no answer".to_owned()))?;
         let (dimensions, rows) = output.try_extract_tensor::<f32>().map_err(ort_failed)?;
-        if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(images) {
+        if dimensions.first().and_then(|count| usize::try_from(*count).ok()) != Some(rows_wanted) {
             return Err(failed(format!("the network answers with shape {dimensions:?}, not one row an image")));
         }
-        let width = rows.len() / images;
+        let width = rows.len() / rows_wanted;
         let known = *self.width.get_or_init(|| width);
         if known != width {
             return Err(failed(format!("the network answers with {width} values an image, {known} before")));
@@ -166,56 +102,35 @@ impl Session {
         Ok(rows.to_vec())
     }
 
-    /// ONNX Runtime's `Run`, which `ort` gives to one caller at a time.
-    fn answer(&self, input: *const OrtValue) -> ort::Result<DynValue> {
-        let _turn = self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
-        let (inputs, outputs) = ([self.input.as_ptr()], [self.output.as_ptr()]);
-        let mut output = ptr::null_mut();
-        // SAFETY: names and values are one each, end with a zero and outlive the call, and the session lives. ONNX Runtime
-        // documents that threads may call `Run` on one session at the same time; its CPU provider keeps no state between calls.
-        // Other providers have been seen to break that promise: theirs take turns.
-        let status = unsafe {
-            (ort::api().Run)(
-                self.inner.ptr().cast_mut(),
-                ptr::null(),
-                inputs.as_ptr(),
-                [input].as_ptr(),
-                1,
-                outputs.as_ptr(),
-                1,
-                &mut output,
-            )
-        };
-        // SAFETY: the status comes from ONNX Runtime and is passed on once.
-        unsafe { ort::Error::result_from_status(status) }?;
-        let output = NonNull::new(output).ok_or_else(|| ort::Error::new("the network gave no answer"))?;
-        // SAFETY: a successful `Run` gives a value that is ours to release, made by the session's allocator.
-        Ok(unsafe { DynValue::from_ptr(output, Some(self.inner.allocator())) })
+    /// The same network, run by the processor as if it were a card.
+    #[cfg(test)]
+    pub(super) fn into_card(self) -> Self {
+        Self { opened: self.opened.into_card(), ..self }
     }
 
     /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
     pub fn provider(&self) -> &'static str {
-        self.build.provider()
+        self.opened.build.provider()
     }
 
     /// Whether it computes on the processor, in threads of its own.
     pub fn on_processor(&self) -> bool {
-        self.build != Build::Cuda
+        self.opened.build != Build::Cuda
     }
 
     /// Whether only one thread at a time can run it, so that more threads want more sessions.
     pub fn takes_turns(&self) -> bool {
-        self.turn.is_some()
+        self.opened.takes_turns()
     }
 
     /// Number of the optimized network's nodes on each provider (`CPU`, `CUDA`).
     pub fn placement(&self) -> &BTreeMap<String, usize> {
-        &self.placement
+        &self.opened.placement
     }
 
     /// Why [`Device::Auto`] took the processor; none if it did not.
     pub fn fallback(&self) -> Option<&str> {
-        self.fallback.as_deref()
+        self.opened.fallback.as_deref()
     }
 
     /// Values an image, D; none until the first run where the network does not declare it.
@@ -224,96 +139,7 @@ impl Session {
     }
 }
 
-/// The message without ONNX Runtime's source line and status code before it.
-fn reason(error: &ort::Error) -> String {
-    let message = error.message();
-    let text = message.split_once("[ONNXRuntimeError] : ").and_then(|(_, rest)| rest.splitn(3, " : ").nth(2));
-    text.unwrap_or(message).trim().to_owned()
-}
-
-/// Whether the machine and this build of ONNX Runtime can do it; the error is the reason why not.
-fn ready<E: ExecutionProvider>(build: Build, missing_hardware: Option<String>) -> Result<(), String> {
-    if let Some(reason) = missing_hardware {
-        return Err(reason);
-    }
-    match E::is_available() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(format!(
-            "this ONNX Runtime is a build without {}; tlpipe doctor --install {build} gets one with it",
-            build.provider()
-        )),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Refuses a placement that leaves a provider less than this part of the nodes.
-#[allow(clippy::cast_precision_loss, reason = "a network has fewer nodes than 2^52")]
-fn took(placement: &BTreeMap<String, usize>, provider: &str, least: f64) -> Result<(), String> {
-    let (own, all) = (placement.get(provider).copied().unwrap_or(0), placement.values().sum::<usize>());
-    if own > 0 && own as f64 >= all as f64 * least {
-        return Ok(());
-    }
-    Err(format!("{provider} took {own} of the network's {all} nodes, the processor would run the others"))
-}
-
-fn commit(
-    environment: &Environment,
-    model: &[u8],
-    threads: usize,
-    provider: Option<ExecutionProviderDispatch>,
-) -> ort::Result<OrtSession> {
-    let mut builder = OrtSession::builder(environment)?
-        .with_optimization_level(GraphOptimizationLevel::Level3)?
-        .with_intra_threads(threads.max(1))?
-        // Spinning threads take the cores from those that decode.
-        .with_intra_op_spinning(false)?
-        .with_config_entry("session.record_ep_graph_assignment_info", "1")?;
-    if let Some(provider) = provider {
-        builder = builder.with_execution_providers([provider])?;
-    }
-    builder.commit_from_memory(model)
-}
-
 /// Nodes on each provider, for people: `CPU 3, OpenVINO 1`.
 pub fn listed(placement: &BTreeMap<String, usize>) -> String {
     placement.iter().map(|(name, nodes)| format!("{name} {nodes}")).collect::<Vec<_>>().join(", ")
-}
-
-/// Nodes on each provider, as ONNX Runtime recorded them.
-fn placement(session: &OrtSession) -> ort::Result<BTreeMap<String, usize>> {
-    let api = ort::api();
-    let (mut parts, mut count) = (ptr::null(), 0);
-    // SAFETY: the session lives, and owns the array that is given.
-    let status = unsafe { (api.Session_GetEpGraphAssignmentInfo)(session.ptr(), &mut parts, &mut count) };
-    // SAFETY: the status comes from ONNX Runtime and is passed on once.
-    unsafe { ort::Error::result_from_status(status) }?;
-    let mut placement = BTreeMap::new();
-    for index in 0..count {
-        let (mut name, mut nodes, mut node_count) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: `index` is below the length of the array; its items live as long as the session.
-        let part = unsafe { *parts.add(index) };
-        // SAFETY: as above.
-        unsafe { ort::Error::result_from_status((api.EpAssignedSubgraph_GetEpName)(part, &mut name)) }?;
-        // SAFETY: as above.
-        unsafe { ort::Error::result_from_status((api.EpAssignedSubgraph_GetNodes)(part, &mut nodes, &mut node_count)) }?;
-        // SAFETY: a successful call gives a text that ends with a zero and lives as long as the session.
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-        *placement.entry(name.trim_end_matches("ExecutionProvider").to_owned()).or_insert(0) += node_count;
-    }
-    Ok(placement)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_provider_that_took_too_little_is_refused_with_the_counts() {
-        let placement = |own, others| BTreeMap::from([("OpenVINO".to_owned(), own), ("CPU".to_owned(), others)]);
-        assert_eq!(took(&placement(99, 1), "OpenVINO", 0.9), Ok(()));
-        let said = took(&placement(60, 40), "OpenVINO", 0.9).unwrap_err();
-        assert!(said.contains("OpenVINO took 60 of the network's 100 nodes"), "{said}");
-        assert!(took(&placement(60, 40), "CUDA", 0.5).unwrap_err().contains("CUDA took 0 of"));
-        assert!(took(&BTreeMap::new(), "CUDA", 0.5).is_err());
-    }
 }

@@ -90,32 +90,37 @@ fn features_come_out_row_by_row() {
     assert_eq!(session.run(&[], [0, 3, 2, 2]).unwrap(), [0.0; 0]);
 }
 
+/// Batches and sizes differ, so that no thread can use what another has left behind.
+fn features_of(session: &Session, seed: usize) -> Vec<u32> {
+    let (images, side) = (1 + seed % 5, 1 + seed % 7);
+    let pixel = |index: usize| ((seed * 31 + index * 17) % 251) as f32 / 3.0;
+    let batch: Vec<f32> = (0..images * 3 * side * side).map(pixel).collect();
+    session.run(&batch, [images, 3, side, side]).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
 #[test]
 fn threads_that_share_a_session_get_the_bits_of_one() {
     let Some(runtime) = runtime() else { return };
-    let session = runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
-    assert!(!session.takes_turns());
-    // Batches and sizes differ, so that no thread can use what another has left behind.
-    let answer = |seed: usize| {
-        let (images, side) = (1 + seed % 5, 1 + seed % 7);
-        let pixel = |index: usize| ((seed * 31 + index * 17) % 251) as f32 / 3.0;
-        let batch: Vec<f32> = (0..images * 3 * side * side).map(pixel).collect();
-        let features = session.run(&batch, [images, 3, side, side]).unwrap();
-        features.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-    };
-    let alone: Vec<_> = (0..200).map(answer).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| (0..200).for_each(|seed| assert_eq!(answer(seed), alone[seed], "{seed}")));
-        }
-    });
+    let session = || runtime.session(&channel_means(tensor_proto::DataType::Float), &ON_CPU).unwrap();
+    let (together, on_card) = (session(), session().into_card());
+    assert_eq!([&together, &on_card].map(Session::takes_turns), [false, true]);
+    let alone: Vec<_> = (0..200).map(|seed| features_of(&together, seed)).collect();
+    for session in [&together, &on_card] {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|seed| assert_eq!(features_of(session, seed), alone[seed], "{seed}")));
+            }
+        });
+    }
 }
 
 #[test]
 fn a_uint8_network_gets_rounded_pixels() {
     let Some(runtime) = runtime() else { return };
-    let session = runtime.session(&channel_means(tensor_proto::DataType::Uint8), &ON_CPU).unwrap();
-    assert_eq!(session.run(&[254.6, -3.0, 7.4], [1, 3, 1, 1]).unwrap(), [255.0, 0.0, 7.0]);
+    let session = || runtime.session(&channel_means(tensor_proto::DataType::Uint8), &ON_CPU).unwrap();
+    for session in [session(), session().into_card()] {
+        assert_eq!(session.run(&[254.6, -3.0, 7.4], [1, 3, 1, 1]).unwrap(), [255.0, 0.0, 7.0]);
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! How embeddings lie in a shard: a column for each view, in float32 or float16.
 
+use std::convert::Infallible;
+
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Float16Type};
 use serde::{Deserialize, Serialize};
 
@@ -188,6 +190,22 @@ impl Reading {
             }
         }
     }
+}
+
+/// The row `[D]` that reading gives once an image's views `[V * D]` were stored: rounded, transformed, averaged.
+pub fn as_read(views: &[f32], dimension: usize, dtype: Dtype, transform: Transform) -> Vec<f32> {
+    let mut row = vec![0.0; dimension];
+    let read = |view: usize, put: Put, row: &mut [f32]| {
+        let values = views[view * dimension..][..dimension].iter();
+        let numbers: Vec<u8> = match dtype {
+            Dtype::Float32 => values.flat_map(|value| value.to_le_bytes()).collect(),
+            Dtype::Float16 => values.flat_map(|&value| Half::from_f32(value).to_le_bytes()).collect(),
+        };
+        put.run(dtype, transform, &numbers, row);
+        Ok::<(), Infallible>(())
+    };
+    let Ok(()) = Reading::Mean.gather(views.len() / dimension.max(1), &mut row, read);
+    row
 }
 
 /// What is done with values that are read.

@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 
 pub use index::{Index, KnownRow, OldRow};
 pub use key::KeyParts;
-pub use layout::{Dtype, Transform};
+pub use layout::{Dtype, Transform, as_read};
 pub use manifest::{Drift, Extraction, Manifest, Segment, ShardRecord, SourceRecord, SplitFigures, StageSeconds, depths};
 pub use quarantine::Quarantined;
 pub use reader::{Place, SplitFeatures, Store};

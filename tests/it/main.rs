@@ -2,20 +2,28 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
+mod audit;
 mod bad_input;
+mod browser;
+mod chromium;
 mod cli;
 mod compare;
+mod export;
 mod golden;
 mod incremental;
 mod layers;
+mod page;
+mod predict;
 mod providers;
 mod quickstart;
 mod real;
 mod remote;
 mod s3;
+mod serve;
 mod sources;
 mod support;
 mod sweep;
 mod trouble;
+mod uncached;
 mod update;
 mod views;

@@ -29,6 +29,8 @@ fn an_updated_head_is_the_one_that_a_fit_gives() {
     run("r", &[]);
     let files = ["statistics.safetensors", "statistics.parquet", "l2_path.csv", "left_out.parquet"];
     files.iter().for_each(|name| assert!(scratch.path("r").join(name).is_file(), "{name}"));
+    run("refit", &["--set", "head.refit=true"]);
+    files.iter().for_each(|name| assert!(scratch.path("refit").join(name).is_file(), "{name}"));
     let same = run("r", &["--update"]);
     assert_eq!(same["update"], serde_json::json!({"added": 0, "removed": 0, "relabelled": 0}));
 

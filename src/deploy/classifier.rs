@@ -1,0 +1,417 @@
+//! An ONNX classifier, ready to answer: one that was exported, or any other that takes images.
+//!
+//! Images are decoded and resized here by the recorded preprocessing, in the arithmetic that the features of the head were made
+//! with (Pillow's), whatever the model's own input; a graph that resizes is fed behind its resize. So answers are those of the cached
+//! path, images of unequal size share a batch, and the network has the cores. Where the graph cuts parts out of an image, images go
+//! in as they are.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::foreign::{self, Foreign};
+use super::preprocess::TENSOR;
+use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES};
+use crate::assets::Located;
+use crate::evaluate::softmax;
+use crate::extract::prepare::{Picture, Preparer};
+use crate::extract::{PixelScale, suited_batch};
+use crate::image::{ImageSpec, Resize, RgbImage, Views, Window};
+use crate::onnx::Model;
+use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
+
+/// How to open a classifier.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// What it runs on.
+    pub compute: Compute,
+    /// Threads that will ask at the same time.
+    pub threads: usize,
+    /// Images a batch; 0 is as many as suit the image size.
+    pub batch: usize,
+    /// What is known of a model that says nothing of itself.
+    pub hints: Hints,
+}
+
+/// What a user says of a model that was not exported here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Hints {
+    /// Names of its classes, a line each.
+    pub labels: Option<PathBuf>,
+    /// Side of its input, pixels.
+    pub side: Option<u32>,
+    /// How an image becomes square.
+    pub resize: Option<Resize>,
+    /// Values it expects of pixels.
+    pub pixels: Option<PixelScale>,
+}
+
+/// What the numbers of the output that is read are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scores {
+    /// Of each class, from 0 to 1.
+    Probabilities,
+    /// Of any size: softmax makes probabilities of them.
+    Logits,
+}
+
+/// A classifier on its runtime. Threads share it.
+pub struct Classifier {
+    name: String,
+    file: PathBuf,
+    metadata: Option<Metadata>,
+    classes: Vec<String>,
+    spec: ImageSpec,
+    /// Images go in at their own size: the graph cuts parts out of them.
+    own_size: bool,
+    output: String,
+    scores: Scores,
+    fixed_batch: Option<usize>,
+    assumptions: Vec<String>,
+    graphs: Vec<Graph>,
+    batch: usize,
+}
+
+impl Classifier {
+    /// Opens a model: one of [`Metadata`] as that says, another as its registry card, its graph and the user say.
+    ///
+    /// # Errors
+    /// When it is no image classifier, its metadata is damaged, ONNX Runtime cannot run it, or it has no place for such hints.
+    pub fn open(located: &Located, runtime: &Runtime, opening: &Opening) -> Result<Self, DeployError> {
+        let bytes = located.read()?;
+        let model = Model::from_bytes(&bytes, &located.path.display().to_string())?;
+        let metadata = Metadata::read(&model)?;
+        let options = SessionOptions { compute: opening.compute, threads: 1 };
+        let inner = metadata.as_ref().and_then(|metadata| behind_resize(&model, metadata)).map(|model| model.to_bytes());
+        let started = inner.as_ref().and_then(|inner| Some((inner.as_slice(), runtime.graph(inner, &options).ok()?)));
+        let (network, graph) = match started {
+            Some(started) => started,
+            None => (&*bytes, runtime.graph(&bytes, &options)?),
+        };
+        let mut graphs = vec![graph];
+        while graphs[0].takes_turns() && graphs[0].provider() != "CUDA" && graphs.len() < opening.threads {
+            graphs.push(runtime.graph(network, &options)?);
+        }
+        let stem = located.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut classifier = Self {
+            name: located.card.as_ref().map_or(stem, |card| card.name.clone()),
+            file: located.path.clone(),
+            graphs,
+            ..match metadata {
+                Some(metadata) => Self::exported(metadata, &located.path, &opening.hints)?,
+                None => Self::foreign(foreign::describe(&model, located, &opening.hints)?),
+            }
+        };
+        let side = classifier.spec.side;
+        classifier.batch = match opening.batch {
+            0 => suited_batch(side, classifier.graphs[0].provider() != "CUDA"),
+            batch => batch,
+        };
+        if classifier.metadata.is_none() {
+            let answers = classifier.try_out()?;
+            classifier.classes = foreign::class_names(&classifier.file, answers, &opening.hints, &mut classifier.assumptions)?;
+        }
+        Ok(classifier)
+    }
+
+    fn exported(metadata: Metadata, file: &Path, hints: &Hints) -> Result<Self, DeployError> {
+        if *hints != Hints::default() {
+            return Err(DeployError::Known(file.to_owned()));
+        }
+        let spec = &metadata.preprocessing;
+        Ok(Self {
+            name: String::new(),
+            file: PathBuf::new(),
+            classes: metadata.classes.clone(),
+            own_size: spec.views.iter().any(|view| view.window != Window::Whole),
+            // The views are made in the graph.
+            spec: ImageSpec { views: Views::default(), ..spec.clone() },
+            output: PROBABILITIES.to_owned(),
+            scores: Scores::Probabilities,
+            fixed_batch: None,
+            assumptions: Vec::new(),
+            graphs: Vec::new(),
+            batch: 0,
+            metadata: Some(metadata),
+        })
+    }
+
+    fn foreign(foreign: Foreign) -> Self {
+        let Foreign { spec, output, scores, fixed_batch, assumptions } = foreign;
+        Self {
+            name: String::new(),
+            file: PathBuf::new(),
+            metadata: None,
+            classes: Vec::new(),
+            spec,
+            own_size: false,
+            output,
+            scores,
+            fixed_batch,
+            assumptions,
+            graphs: Vec::new(),
+            batch: 0,
+        }
+    }
+
+    /// Number of scores that a black image gets.
+    fn try_out(&self) -> Result<usize, DeployError> {
+        let mut loader = self.loader(u64::MAX);
+        let black = RgbImage::new(self.spec.side, self.spec.side);
+        loader.add_pixels(black).map_err(|reason| self.unfit(reason))?;
+        Ok(self.scores(0, &mut loader)?.len())
+    }
+
+    fn unfit(&self, reason: String) -> DeployError {
+        DeployError::Unfit { model: self.file.clone(), reason }
+    }
+
+    /// Name of the model: its registered one, or that of its file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The ONNX file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What it says of itself; none where it was not exported here.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
+    }
+
+    /// Names of its classes; the index is the class.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// What is done to an image.
+    pub fn spec(&self) -> &ImageSpec {
+        &self.spec
+    }
+
+    /// Whether the model itself takes bytes.
+    pub fn takes_bytes(&self) -> bool {
+        self.metadata.as_ref().map_or_else(|| self.graphs[0].takes_bytes(), |metadata| metadata.input.kind == InputKind::Uint8)
+    }
+
+    /// Name of the model's own input.
+    pub fn input(&self) -> &str {
+        if self.metadata.is_some() { IMAGE } else { &self.graphs[0].input().name }
+    }
+
+    /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
+    pub fn provider(&self) -> &'static str {
+        self.graphs[0].provider()
+    }
+
+    /// Images that make a good batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// What had to be assumed of a model that says nothing of itself.
+    pub fn assumptions(&self) -> &[String] {
+        &self.assumptions
+    }
+
+    /// Brings images to the model's input; one a thread. Those of more pixels are refused.
+    pub fn loader(&self, max_pixels: u64) -> Loader {
+        let held = match (self.graphs[0].takes_bytes(), self.own_size) {
+            (true, true) => Held::Own(Vec::new()),
+            (true, false) => Held::Bytes(Vec::new()),
+            (false, _) => Held::Numbers(Vec::new()),
+        };
+        Loader { preparer: Preparer::up_to(&self.spec, max_pixels), spec: self.spec.clone(), images: 0, held }
+    }
+
+    /// Classifies the loaded images and empties the loader: probabilities, row-major `[N, K]`, each row sums to 1. `worker` is the
+    /// number of the thread.
+    ///
+    /// # Errors
+    /// When the network fails, or answers with another number of classes than it says.
+    pub fn probabilities(&self, worker: usize, loader: &mut Loader) -> Result<Vec<f32>, DeployError> {
+        let images = loader.images;
+        let mut rows = self.scores(worker, loader)?;
+        let classes = self.classes.len();
+        if rows.len() != images * classes {
+            let found = rows.len() / images.max(1);
+            return Err(self.unfit(format!("it answers with {found} values an image, and {classes} classes are named")));
+        }
+        if self.scores == Scores::Logits {
+            rows.chunks_exact_mut(classes.max(1)).for_each(|row| {
+                softmax(row);
+            });
+        }
+        Ok(rows)
+    }
+
+    /// The output as it is.
+    fn scores(&self, worker: usize, loader: &mut Loader) -> Result<Vec<f32>, DeployError> {
+        let graph = &self.graphs[worker % self.graphs.len()];
+        let side = self.spec.side as usize;
+        let images = std::mem::take(&mut loader.images);
+        if images == 0 {
+            return Ok(Vec::new());
+        }
+        let mut rows = Vec::new();
+        match &mut loader.held {
+            Held::Numbers(values) => {
+                for (portion, images) in portions(values, self.spec.values(), self.fixed_batch.unwrap_or(images)) {
+                    rows.extend(self.read(
+                        graph,
+                        Images::Float32(&portion),
+                        self.spec.shape(portion.len() / self.spec.values()),
+                        images,
+                    )?);
+                }
+                values.clear();
+            }
+            Held::Bytes(bytes) => {
+                let shape = |bytes: usize| match self.metadata {
+                    Some(_) => [bytes / self.spec.values(), side, side, 3],
+                    None => self.spec.shape(bytes / self.spec.values()),
+                };
+                for (portion, images) in portions(bytes, self.spec.values(), self.fixed_batch.unwrap_or(images)) {
+                    rows.extend(self.read(graph, Images::Uint8(&portion), shape(portion.len()), images)?);
+                }
+                bytes.clear();
+            }
+            Held::Own(images) => {
+                for image in std::mem::take(images) {
+                    let shape = [1, image.height() as usize, image.width() as usize, 3];
+                    rows.extend(self.read(graph, Images::Uint8(image.as_raw()), shape, 1)?);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Runs a batch, of which the first so many images count.
+    fn read(&self, graph: &Graph, batch: Images<'_>, shape: [usize; 4], images: usize) -> Result<Vec<f32>, DeployError> {
+        let answer = graph.run(batch, shape, &[&self.output])?.pop().and_then(Answer::floats);
+        let mut values = answer.ok_or_else(|| self.unfit(format!("its output {:?} is not of float32", self.output)))?;
+        values.truncate(values.len() / shape[0] * images);
+        Ok(values)
+    }
+}
+
+impl fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Classifier").field("file", &self.file).field("classes", &self.classes.len()).finish_non_exhaustive()
+    }
+}
+
+/// An exported model without its resize; none where it has none, or sees more than one view.
+fn behind_resize(model: &Model, metadata: &Metadata) -> Option<Model> {
+    let spec = &metadata.preprocessing;
+    let resizes = metadata.input.kind == InputKind::Uint8 && spec.views.len() == 1;
+    let [_, a, b, c] = spec.shape(1);
+    resizes.then(|| model.fed_at(TENSOR, [a, b, c])).flatten()
+}
+
+/// Batches of `batch` images, and how many of each are no filling: a network of fixed batch size takes nothing else.
+fn portions<T: Copy + Default>(
+    values: &[T],
+    image: usize,
+    batch: usize,
+) -> impl Iterator<Item = (std::borrow::Cow<'_, [T]>, usize)> {
+    let length = image * batch;
+    values.chunks(length.max(1)).map(move |portion| {
+        let images = portion.len() / image.max(1);
+        if portion.len() == length {
+            return (portion.into(), images);
+        }
+        let mut filled = portion.to_vec();
+        filled.resize(length, T::default());
+        (filled.into(), images)
+    })
+}
+
+/// Images on their way into a batch.
+pub struct Loader {
+    preparer: Preparer,
+    spec: ImageSpec,
+    images: usize,
+    held: Held,
+}
+
+/// A batch as the model takes it.
+enum Held {
+    Numbers(Vec<f32>),
+    Bytes(Vec<u8>),
+    Own(Vec<RgbImage>),
+}
+
+impl Loader {
+    /// Images that it holds.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// Adds an encoded image.
+    ///
+    /// # Errors
+    /// The reason why it cannot be used; the loader is as before.
+    pub fn add(&mut self, encoded: &[u8]) -> Result<(), String> {
+        self.load(Picture::Encoded(encoded))
+    }
+
+    /// Adds an image that is decoded already, of any size.
+    ///
+    /// # Errors
+    /// The reason why it cannot be used; the loader is as before.
+    pub fn add_pixels(&mut self, image: RgbImage) -> Result<(), String> {
+        self.load(Picture::Pixels(image))
+    }
+
+    /// Adds an image as a network of float32 itself takes it.
+    ///
+    /// # Errors
+    /// When the network takes bytes, or another number of values.
+    pub fn add_numbers(&mut self, values: &[f32]) -> Result<(), String> {
+        match &mut self.held {
+            Held::Numbers(held) if values.len() == self.spec.values() => held.extend_from_slice(values),
+            Held::Numbers(_) => return Err(format!("{} values, not {} for an image", values.len(), self.spec.values())),
+            _ => return Err("this model takes images as UINT8, not as FP32".to_owned()),
+        }
+        self.images += 1;
+        Ok(())
+    }
+
+    fn load(&mut self, picture: Picture<'_>) -> Result<(), String> {
+        match &mut self.held {
+            Held::Numbers(values) => {
+                let before = values.len();
+                values.resize(before + self.spec.values(), 0.0);
+                if let Err(reason) = self.preparer.numbers(picture, &mut values[before..]) {
+                    values.truncate(before);
+                    return Err(reason);
+                }
+            }
+            Held::Bytes(bytes) => bytes.extend_from_slice(&self.preparer.bytes(picture)?),
+            Held::Own(images) => images.push(self.preparer.pixels(picture)?),
+        }
+        self.images += 1;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("images", &self.images).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_portion_is_filled_up() {
+        let found: Vec<_> = portions(&[1, 2, 3, 4, 5, 6], 2, 2).map(|(portion, images)| (portion.into_owned(), images)).collect();
+        assert_eq!(found, [(vec![1, 2, 3, 4], 2), (vec![5, 6, 0, 0], 1)]);
+        let whole: Vec<_> = portions(&[1, 2, 3], 1, 3).map(|(portion, images)| (portion.into_owned(), images)).collect();
+        assert_eq!(whole, [(vec![1, 2, 3], 3)]);
+    }
+}
