@@ -35,9 +35,9 @@ use super::tally::closed_record;
 use super::{Head, HeadError, HeadValidParams};
 use crate::evaluate::temperature;
 
-/// Strengths that are tried where none is given, three a decade: 1e-6 to 100, and 1e-5 to 100 of wide features.
+/// Strengths that are tried where none is given, three a decade: 1e-6 to 100, and 1e-4 to 100 of wide features.
 const PATH: (i32, i32) = (-18, 6);
-const WIDE_PATH: (i32, i32) = (-15, 6);
+const WIDE_PATH: (i32, i32) = (-12, 6);
 
 /// Temperature of least-squares answers where none is best: every answer right, or none that says anything.
 const SHARP: f64 = 0.05;
