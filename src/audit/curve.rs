@@ -97,7 +97,9 @@ pub fn fit_curve(split: &str, rows: usize, draws: &[(usize, Vec<usize>)], seed: 
         })
         .collect();
     let observed = |point: &CurvePoint| point.draws.iter().map(|&error| (point.images as f64, error)).collect::<Vec<_>>();
-    let law = (sizes.len() >= LEAST_SIZES).then(|| law(&points.iter().flat_map(observed).collect::<Vec<_>>()));
+    // No error at all is as much as half of one says.
+    let least_error = 0.5 / rows.max(1) as f64;
+    let law = (sizes.len() >= LEAST_SIZES).then(|| law(&points.iter().flat_map(observed).collect::<Vec<_>>(), least_error));
     let doubling = law.zip(sizes.last()).map(|(found, &most)| {
         let (now, then) = (most as f64, 2.0 * most as f64);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -115,7 +117,7 @@ pub fn fit_curve(split: &str, rows: usize, draws: &[(usize, Vec<usize>)], seed: 
                     drawn.push((images as f64, f64::from(wrong) / rows.max(1) as f64));
                 }
             }
-            let drawn = self::law(&drawn);
+            let drawn = self::law(&drawn, least_error);
             errors.push(drawn.at(then));
             gains.push(drawn.at(now) - drawn.at(then));
         }
@@ -132,10 +134,9 @@ fn middle(mut values: Vec<f64>) -> [f64; 2] {
     [at(0.025), at(0.975)]
 }
 
-/// The law through (images, error).
-fn law(observed: &[(f64, f64)]) -> PowerLaw {
-    // Errors of a head that makes none count like half of one in ten thousand.
-    let relative: Vec<f64> = observed.iter().map(|&(_, error)| error.max(5e-5).powi(-2)).collect();
+/// The law through (images, error); an error below the least one counts like that.
+fn law(observed: &[(f64, f64)], least_error: f64) -> PowerLaw {
+    let relative: Vec<f64> = observed.iter().map(|&(_, error)| error.max(least_error).powi(-2)).collect();
     let mut weights = relative.clone();
     let mut found = least(observed, &weights);
     for _ in 0..ROUNDS {
@@ -202,22 +203,22 @@ mod tests {
             .iter()
             .flat_map(|&images| [1.0, 1.004, 0.996].map(|off| (images as f64, truth.at(images as f64) * off)))
             .collect();
-        let found = law(&observed);
+        let found = law(&observed, 1e-4);
         assert!((found.at(1e5) / truth.at(1e5) - 1.0).abs() < 0.02, "{found:?}");
         assert!((found.c - truth.c).abs() < 0.05 && (found.a - truth.a).abs() < 0.03, "{found:?}");
         observed[10].1 *= 2.0;
-        let found = law(&observed);
+        let found = law(&observed, 1e-4);
         assert!((found.at(1e5) / truth.at(1e5) - 1.0).abs() < 0.03, "{found:?}");
     }
 
     #[test]
     fn errors_that_do_not_fall_or_are_none_give_a_flat_law() {
         let flat: Vec<(f64, f64)> = SIZES.iter().map(|&images| (images as f64, 0.3)).collect();
-        assert!((law(&flat).at(1e5) - 0.3).abs() < 1e-6);
+        assert!((law(&flat, 1e-4).at(1e5) - 0.3).abs() < 1e-6);
         let rising: Vec<(f64, f64)> = SIZES.iter().map(|&images| (images as f64, 0.1 + images as f64 * 1e-6)).collect();
-        assert!(law(&rising).b == 0.0);
+        assert!(law(&rising, 1e-4).b == 0.0);
         let none: Vec<(f64, f64)> = SIZES.iter().map(|&images| (images as f64, 0.0)).collect();
-        assert!(law(&none).at(1e5) < 1e-9);
+        assert!(law(&none, 1e-4).at(1e5) < 1e-9);
     }
 
     #[test]

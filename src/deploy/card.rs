@@ -160,7 +160,7 @@ mod tests {
             "## Limits",
             "not compared",
             "temperature",
-            "1.5",
+            "1.25",
         ] {
             assert!(text.contains(needle), "no `{needle}` in\n{text}");
         }

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::foreign::{self, Foreign};
+use super::foreign;
 use super::preprocess::TENSOR;
 use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES};
 use crate::assets::Located;
@@ -54,19 +54,47 @@ pub(super) enum Scores {
     Logits,
 }
 
+/// How a model is fed, and how its answer is read.
+pub(super) struct Reading {
+    /// Class names; none where nobody knows yet how many there are.
+    pub(super) classes: Vec<String>,
+    pub(super) spec: ImageSpec,
+    /// Images go in at their own size: the graph cuts parts out of them.
+    pub(super) own_size: bool,
+    /// The output that is read.
+    pub(super) output: String,
+    pub(super) scores: Scores,
+    /// Images a batch, where it takes no other number.
+    pub(super) fixed_batch: Option<usize>,
+    pub(super) assumptions: Vec<String>,
+}
+
+impl Reading {
+    /// As an exported model says; the user has nothing to add.
+    fn exported(metadata: &Metadata, file: &Path, hints: &Hints) -> Result<Self, DeployError> {
+        if *hints != Hints::default() {
+            return Err(DeployError::Known(file.to_owned()));
+        }
+        let spec = &metadata.preprocessing;
+        Ok(Self {
+            classes: metadata.classes.clone(),
+            own_size: spec.views.iter().any(|view| view.window != Window::Whole),
+            // The views are made in the graph.
+            spec: ImageSpec { views: Views::default(), ..spec.clone() },
+            output: PROBABILITIES.to_owned(),
+            scores: Scores::Probabilities,
+            fixed_batch: None,
+            assumptions: Vec::new(),
+        })
+    }
+}
+
 /// A classifier on its runtime. Threads share it.
 pub struct Classifier {
     name: String,
     file: PathBuf,
     metadata: Option<Metadata>,
-    classes: Vec<String>,
-    spec: ImageSpec,
-    /// Images go in at their own size: the graph cuts parts out of them.
-    own_size: bool,
-    output: String,
-    scores: Scores,
-    fixed_batch: Option<usize>,
-    assumptions: Vec<String>,
+    reading: Reading,
     graphs: Vec<Graph>,
     batch: usize,
 }
@@ -91,72 +119,29 @@ impl Classifier {
         while graphs[0].takes_turns() && graphs[0].provider() != "CUDA" && graphs.len() < opening.threads {
             graphs.push(runtime.graph(network, &options)?);
         }
-        let stem = located.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut classifier = Self {
-            name: located.card.as_ref().map_or(stem, |card| card.name.clone()),
-            file: located.path.clone(),
-            graphs,
-            ..match metadata {
-                Some(metadata) => Self::exported(metadata, &located.path, &opening.hints)?,
-                None => Self::foreign(foreign::describe(&model, located, &opening.hints)?),
-            }
+        let reading = match &metadata {
+            Some(metadata) => Reading::exported(metadata, &located.path, &opening.hints)?,
+            None => foreign::describe(&model, located, &opening.hints)?,
         };
-        let side = classifier.spec.side;
-        classifier.batch = match opening.batch {
-            0 => suited_batch(side, classifier.graphs[0].provider() != "CUDA"),
+        let batch = match opening.batch {
+            0 => suited_batch(reading.spec.side, graphs[0].provider() != "CUDA"),
             batch => batch,
         };
+        let stem = located.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = located.card.as_ref().map_or(stem, |card| card.name.clone());
+        let mut classifier = Self { name, file: located.path.clone(), metadata, reading, graphs, batch };
         if classifier.metadata.is_none() {
-            let answers = classifier.try_out()?;
-            classifier.classes = foreign::class_names(&classifier.file, answers, &opening.hints, &mut classifier.assumptions)?;
+            let classes = classifier.try_out()?;
+            let Self { file, reading, .. } = &mut classifier;
+            reading.classes = foreign::class_names(file, classes, &opening.hints, &mut reading.assumptions)?;
         }
         Ok(classifier)
-    }
-
-    fn exported(metadata: Metadata, file: &Path, hints: &Hints) -> Result<Self, DeployError> {
-        if *hints != Hints::default() {
-            return Err(DeployError::Known(file.to_owned()));
-        }
-        let spec = &metadata.preprocessing;
-        Ok(Self {
-            name: String::new(),
-            file: PathBuf::new(),
-            classes: metadata.classes.clone(),
-            own_size: spec.views.iter().any(|view| view.window != Window::Whole),
-            // The views are made in the graph.
-            spec: ImageSpec { views: Views::default(), ..spec.clone() },
-            output: PROBABILITIES.to_owned(),
-            scores: Scores::Probabilities,
-            fixed_batch: None,
-            assumptions: Vec::new(),
-            graphs: Vec::new(),
-            batch: 0,
-            metadata: Some(metadata),
-        })
-    }
-
-    fn foreign(foreign: Foreign) -> Self {
-        let Foreign { spec, output, scores, fixed_batch, assumptions } = foreign;
-        Self {
-            name: String::new(),
-            file: PathBuf::new(),
-            metadata: None,
-            classes: Vec::new(),
-            spec,
-            own_size: false,
-            output,
-            scores,
-            fixed_batch,
-            assumptions,
-            graphs: Vec::new(),
-            batch: 0,
-        }
     }
 
     /// Number of scores that a black image gets.
     fn try_out(&self) -> Result<usize, DeployError> {
         let mut loader = self.loader(u64::MAX);
-        let black = RgbImage::new(self.spec.side, self.spec.side);
+        let black = RgbImage::new(self.reading.spec.side, self.reading.spec.side);
         loader.add_pixels(black).map_err(|reason| self.unfit(reason))?;
         Ok(self.scores(0, &mut loader)?.len())
     }
@@ -182,12 +167,12 @@ impl Classifier {
 
     /// Names of its classes; the index is the class.
     pub fn classes(&self) -> &[String] {
-        &self.classes
+        &self.reading.classes
     }
 
     /// What is done to an image.
     pub fn spec(&self) -> &ImageSpec {
-        &self.spec
+        &self.reading.spec
     }
 
     /// Whether the model itself takes bytes.
@@ -212,17 +197,17 @@ impl Classifier {
 
     /// What had to be assumed of a model that says nothing of itself.
     pub fn assumptions(&self) -> &[String] {
-        &self.assumptions
+        &self.reading.assumptions
     }
 
     /// Brings images to the model's input; one a thread. Those of more pixels are refused.
     pub fn loader(&self, max_pixels: u64) -> Loader {
-        let held = match (self.graphs[0].takes_bytes(), self.own_size) {
+        let held = match (self.graphs[0].takes_bytes(), self.reading.own_size) {
             (true, true) => Held::Own(Vec::new()),
             (true, false) => Held::Bytes(Vec::new()),
             (false, _) => Held::Numbers(Vec::new()),
         };
-        Loader { preparer: Preparer::up_to(&self.spec, max_pixels), spec: self.spec.clone(), images: 0, held }
+        Loader { preparer: Preparer::up_to(&self.reading.spec, max_pixels), spec: self.reading.spec.clone(), images: 0, held }
     }
 
     /// Classifies the loaded images and empties the loader: probabilities, row-major `[N, K]`, each row sums to 1. `worker` is the
@@ -233,12 +218,12 @@ impl Classifier {
     pub fn probabilities(&self, worker: usize, loader: &mut Loader) -> Result<Vec<f32>, DeployError> {
         let images = loader.images;
         let mut rows = self.scores(worker, loader)?;
-        let classes = self.classes.len();
+        let classes = self.reading.classes.len();
         if rows.len() != images * classes {
             let found = rows.len() / images.max(1);
             return Err(self.unfit(format!("it answers with {found} values an image, and {classes} classes are named")));
         }
-        if self.scores == Scores::Logits {
+        if self.reading.scores == Scores::Logits {
             rows.chunks_exact_mut(classes.max(1)).for_each(|row| {
                 softmax(row);
             });
@@ -249,7 +234,7 @@ impl Classifier {
     /// The output as it is.
     fn scores(&self, worker: usize, loader: &mut Loader) -> Result<Vec<f32>, DeployError> {
         let graph = &self.graphs[worker % self.graphs.len()];
-        let side = self.spec.side as usize;
+        let side = self.reading.spec.side as usize;
         let images = std::mem::take(&mut loader.images);
         if images == 0 {
             return Ok(Vec::new());
@@ -257,11 +242,12 @@ impl Classifier {
         let mut rows = Vec::new();
         match &mut loader.held {
             Held::Numbers(values) => {
-                for (portion, images) in portions(values, self.spec.values(), self.fixed_batch.unwrap_or(images)) {
+                for (portion, images) in portions(values, self.reading.spec.values(), self.reading.fixed_batch.unwrap_or(images))
+                {
                     rows.extend(self.read(
                         graph,
                         Images::Float32(&portion),
-                        self.spec.shape(portion.len() / self.spec.values()),
+                        self.reading.spec.shape(portion.len() / self.reading.spec.values()),
                         images,
                     )?);
                 }
@@ -269,10 +255,10 @@ impl Classifier {
             }
             Held::Bytes(bytes) => {
                 let shape = |bytes: usize| match self.metadata {
-                    Some(_) => [bytes / self.spec.values(), side, side, 3],
-                    None => self.spec.shape(bytes / self.spec.values()),
+                    Some(_) => [bytes / self.reading.spec.values(), side, side, 3],
+                    None => self.reading.spec.shape(bytes / self.reading.spec.values()),
                 };
-                for (portion, images) in portions(bytes, self.spec.values(), self.fixed_batch.unwrap_or(images)) {
+                for (portion, images) in portions(bytes, self.reading.spec.values(), self.reading.fixed_batch.unwrap_or(images)) {
                     rows.extend(self.read(graph, Images::Uint8(&portion), shape(portion.len()), images)?);
                 }
                 bytes.clear();
@@ -289,8 +275,8 @@ impl Classifier {
 
     /// Runs a batch, of which the first so many images count.
     fn read(&self, graph: &Graph, batch: Images<'_>, shape: [usize; 4], images: usize) -> Result<Vec<f32>, DeployError> {
-        let answer = graph.run(batch, shape, &[&self.output])?.pop().and_then(Answer::floats);
-        let mut values = answer.ok_or_else(|| self.unfit(format!("its output {:?} is not of float32", self.output)))?;
+        let answer = graph.run(batch, shape, &[&self.reading.output])?.pop().and_then(Answer::floats);
+        let mut values = answer.ok_or_else(|| self.unfit(format!("its output {:?} is not of float32", self.reading.output)))?;
         values.truncate(values.len() / shape[0] * images);
         Ok(values)
     }
@@ -298,7 +284,10 @@ impl Classifier {
 
 impl fmt::Debug for Classifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Classifier").field("file", &self.file).field("classes", &self.classes.len()).finish_non_exhaustive()
+        f.debug_struct("Classifier")
+            .field("file", &self.file)
+            .field("classes", &self.reading.classes.len())
+            .finish_non_exhaustive()
     }
 }
 

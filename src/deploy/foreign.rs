@@ -4,29 +4,18 @@ use std::fs;
 use std::path::Path;
 
 use super::DeployError;
-use super::classifier::{Hints, Scores};
+use super::classifier::{Hints, Reading, Scores};
 use crate::assets::Located;
 use crate::extract::{expected_pixels, layout};
 use crate::image::{ImageSpec, Resize, Views};
 use crate::onnx::proto::{GraphProto, NodeProto};
 use crate::onnx::{self, Model};
 
-/// What can be said of it before it has run.
-pub(super) struct Foreign {
-    pub(super) spec: ImageSpec,
-    /// The output that is read.
-    pub(super) output: String,
-    pub(super) scores: Scores,
-    /// Images a batch, where it takes no other number.
-    pub(super) fixed_batch: Option<usize>,
-    pub(super) assumptions: Vec<String>,
-}
-
 /// Looks at a model as its registry card, its graph and the user describe it.
 ///
 /// # Errors
 /// When it takes no images, or images of another size than is asked for.
-pub(super) fn describe(model: &Model, located: &Located, hints: &Hints) -> Result<Foreign, DeployError> {
+pub(super) fn describe(model: &Model, located: &Located, hints: &Hints) -> Result<Reading, DeployError> {
     const USUAL: u32 = 224;
     let unfit = |reason: String| DeployError::Unfit { model: located.path.clone(), reason };
     let input = onnx::input(model)?;
@@ -57,7 +46,9 @@ pub(super) fn describe(model: &Model, located: &Located, hints: &Hints) -> Resul
         named(super::PROBABILITIES).or_else(|| graph.output.first()).map(|output| output.name().to_owned())
     });
     let output = output.ok_or_else(|| unfit("it has no output".to_owned()))?;
-    Ok(Foreign {
+    Ok(Reading {
+        classes: Vec::new(),
+        own_size: false,
         spec: ImageSpec { side, resize: hints.resize.unwrap_or(Resize::Squash), pixels, views: Views::default() },
         scores: graph.map_or(Scores::Logits, |graph| scores(graph, &output)),
         fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()).filter(|&batch| batch > 0),
@@ -127,7 +118,9 @@ mod tests {
     fn logits_are_told_from_probabilities() {
         let model = networks::resnet(13);
         let mut graph = model.proto().graph.clone().unwrap();
-        let output = graph.output[0].name().to_owned();
+        assert_eq!(scores(&graph, graph.output[0].name()), Scores::Probabilities);
+        let softmax = graph.node.iter().find(|node| node.op_type() == "Softmax").unwrap();
+        let output = softmax.input[0].clone();
         assert_eq!(scores(&graph, &output), Scores::Logits);
         let node = |op: &str, from: &str, to: &str| NodeProto {
             op_type: Some(op.to_owned()),

@@ -11,6 +11,7 @@ mod card;
 mod classifier;
 mod error;
 mod foreign;
+mod integers;
 mod merge;
 mod metadata;
 mod parity;
@@ -23,6 +24,7 @@ mod tests;
 pub use card::{CARD, Card, LABELS, label_lines};
 pub use classifier::{Classifier, Hints, Loader, Opening};
 pub use error::DeployError;
+pub use integers::in_integers;
 pub use merge::{MergeOptions, Parts, merge, used};
 pub use metadata::{
     CLASS_INDEX, Columns, IMAGE, InputKind, InputRecord, Metadata, MetricsRecord, PROBABILITIES, Provenance, SplitSummary,

@@ -360,3 +360,37 @@ fn a_model_that_leaves_the_steps_is_found_out_with_the_stage() {
     let near = said[0].as_ref().unwrap().probabilities.iter().zip(expected.row(0)).all(|(a, b)| (a - b).abs() < 1e-5);
     assert!(near);
 }
+
+#[test]
+fn convolutions_in_integers_are_near_those_of_floats() {
+    let Some(runtime) = runtime() else { return };
+    let encoded = |image: &RgbImage| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ::image::ImageFormat::Png).unwrap();
+        bytes::Bytes::from(bytes.into_inner())
+    };
+    let images: Vec<bytes::Bytes> = (20..33).map(|width| encoded(&drawing(width * 2, width + 7))).collect();
+    for network in [networks::resnet(7), networks::resnet(13), networks::convnext(12)] {
+        let (backbone, segments) = cut(&network, &Layers::MultiAll);
+        let width = segments.last().map_or(0, |last| last.offset + last.width);
+        let nhwc = onnx::input(&backbone).unwrap().layout == onnx::Layout::Nhwc;
+        let pixels = if nhwc { PixelFormat::TENSORFLOW } else { PixelFormat::IMAGENET };
+        let (spec, head) = (spec(32, Resize::Squash, pixels, "identity,hflip"), head(width, true, Transform::None));
+        let integers = in_integers(&runtime, &backbone, &spec, &images).unwrap();
+        let count = |op: &str| {
+            let nodes = &integers.proto().graph.as_ref().unwrap().node;
+            nodes.iter().filter(|node| node.op_type() == op).count()
+        };
+        assert!(count("QuantizeLinear") >= count("Conv") && count("Conv") > 0);
+        let floats = Parts { backbone: &backbone, segments: &segments, head: &head, spec: &spec, dtype: Dtype::Float32 };
+        let answer = |parts: &Parts<'_>| {
+            let (model, _) = merge(parts, &MergeOptions::default()).unwrap();
+            let graph = runtime.graph(&model.to_bytes(), &ON_CPU).unwrap();
+            run(&graph, &[drawing(50, 33)], &[PROBABILITIES]).pop().unwrap().floats().unwrap()
+        };
+        let (found, wanted) = (answer(&Parts { backbone: &integers, ..floats }), answer(&floats));
+        let most = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(most > 0.0 && most < 0.1, "{found:?} {wanted:?}");
+        assert!(in_integers(&runtime, &backbone, &spec, &[bytes::Bytes::from_static(b"x")]).is_err());
+    }
+}

@@ -42,6 +42,7 @@ mod model;
 #[cfg(test)]
 pub(crate) mod networks;
 mod open;
+mod quantize;
 mod raise;
 mod rules;
 mod shapes;
@@ -66,5 +67,7 @@ pub use input::{Input, InputType, Layout, input};
 pub use inspect::{Inspection, inspect};
 pub use layers::{Layers, Segment, segments};
 pub use model::Model;
+pub use quantize::{Range, calibrated, quantize};
+pub use raise::raise;
 pub use taps::{Tap, taps};
 pub use writer::{Element, Setting, Writer};

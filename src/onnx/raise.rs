@@ -113,7 +113,7 @@ const REDUCTIONS: [&str; 9] = [
 ///
 /// # Errors
 /// When `to` is earlier than the model's own version or not known, or an operator has no equal there.
-pub(super) fn raise(model: &Model, to: i64) -> Result<Model, OnnxError> {
+pub fn raise(model: &Model, to: i64) -> Result<Model, OnnxError> {
     let from = model.opset();
     if from == to {
         return Ok(model.clone());

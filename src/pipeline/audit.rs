@@ -82,9 +82,9 @@ pub fn audit(pipeline: &Pipeline, context: &Context<'_>, plan: AuditPlan) -> Res
     let mut findings: Vec<Finding> = [duplicates.leaks, duplicates.exact, duplicates.near, duplicates.conflicts].concat();
     findings.extend(labels.as_ref().map(|labels| labels.findings.clone()).unwrap_or_default());
     findings.extend(outliers.findings);
-    findings.extend(audit::small(images.rows, input_size, SMALL));
     // The rows that are no numbers stand behind the others.
     let whole = loaded.with_bad(&bad);
+    findings.extend(audit::small(&whole, input_size, SMALL));
     bad.findings.iter_mut().enumerate().for_each(|(place, finding)| finding.row = images.rows.len() + place);
     findings.extend(bad.findings);
     let thresholds = Thresholds {

@@ -372,7 +372,7 @@ fn a_history_that_diverged_is_drawn_as_far_as_it_goes() {
 #[test]
 fn missing_and_broken_images_leave_a_placeholder_and_a_note() {
     let fixture = fixture(&["cat", "dog", "owl"], &PETS);
-    let images = |_: &str, ids: &[String]| Ok(HashMap::from([(ids[0].clone(), b"not an image".to_vec())]));
+    let images = |_: &str, _: &[String]| Ok(HashMap::from([("data.parquet#5".to_owned(), b"not an image".to_vec())]));
     let (page, written) = fixture.report_with(&images, &|_, _| Err("truncated".into()));
     assert_eq!(page.matches("src=\"data:image/").count(), 0);
     assert!(page.contains("no picture</div>") && page.contains("image not readable</div>"));

@@ -26,7 +26,7 @@ fn wrong_here_and_there(scratch: &Scratch) -> String {
 }
 
 /// Keeps a screenshot where `TLPIPE_SCREENSHOTS` names a folder.
-fn keep(name: &str, png: &[u8]) {
+pub fn keep(name: &str, png: &[u8]) {
     if let Some(folder) = std::env::var_os("TLPIPE_SCREENSHOTS") {
         fs::create_dir_all(&folder).unwrap();
         fs::write(Path::new(&folder).join(name), png).unwrap();

@@ -81,11 +81,12 @@ fn tensors_half_weights_and_later_operators() {
         (&["--opset", "18"], 1e-4, "uint8"),
         (&["--opset", "21", "--input", "tensor"], 1e-4, "tensor"),
         (&["--precision", "fp16"], 5e-2, "uint8"),
+        (&["--quantize", "int8"], 0.75, "uint8"),
     ] {
         let made = scratch.json(&[&["export", "r", "-o", "b/classifier.onnx"], flags].concat());
         assert!(made["parity"]["max_difference"].as_f64().unwrap() <= most, "{flags:?}: {made}");
         assert_eq!(made["input"]["kind"], kind);
-        if flags[0] == "--precision" {
+        if ["--precision", "--quantize"].contains(&flags[0]) {
             assert!(made["bytes"].as_u64().unwrap() * 10 < whole["bytes"].as_u64().unwrap() * 8, "{made} {whole}");
         }
         let said = scratch.json(&["verify", "b/classifier.onnx", "--split", "train"]);
@@ -108,7 +109,8 @@ fn what_does_not_belong_together_is_refused() {
     refused(2, &["--run", "nothing"], &["nothing", "no run here"]);
     refused(1, &["r", "-o", "photos"], &["photos", "a folder", "-o"]);
     refused(1, &["r", "-o", "/proc/none/c.onnx"], &["/proc/none/c.onnx", "cannot be written", "-o"]);
-    refused(2, &["r", "--quantize", "int8"], &["int8", "0.989", "--precision fp16"]);
+    refused(2, &["r", "--quantize", "int4"], &["int4", "int8"]);
+    refused(2, &["r", "--quantize", "int8", "--precision", "fp16"], &["give one"]);
     refused(2, &["r", "--precision", "bf16"], &["bf16", "fp32 or fp16"]);
     refused(1, &["r", "--opset", "11"], &["--opset 11", "13 at least"]);
     refused(1, &["r", "--data", "missing"], &["missing", "--unproven"]);

@@ -27,3 +27,4 @@ mod trouble;
 mod uncached;
 mod update;
 mod views;
+mod web;

@@ -118,7 +118,7 @@ pub fn serve(bound: Bound, classifier: Classifier, threads: usize, limits: Limit
         stopping: AtomicBool::new(false),
         classifier,
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("tlpipe-http").enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("tlpipe-http").enable_all().build();
     let runtime = runtime.map_err(system)?;
     std::thread::scope(|scope| {
         for number in 0..threads.max(1) {
