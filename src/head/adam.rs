@@ -8,6 +8,7 @@ use std::time::Instant;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
+use super::answer::Target;
 use super::checkpoint::{Checkpoints, State};
 use super::dense::{BLOCK_ROWS, Dense};
 use super::dropout::Dropout;
@@ -15,7 +16,7 @@ use super::early::EarlyStopping;
 use super::fit::{OnEpoch, Solved, Weights};
 use super::part::{Listed, Parts};
 use super::schedule::Rates;
-use super::step::{Adam, Target, Task};
+use super::step::{Adam, Task};
 use super::tally::Tally;
 use super::{HeadError, HeadValidParams};
 use crate::run::EpochRecord;
@@ -59,8 +60,7 @@ pub(super) fn solve(
         if early.as_ref().is_some_and(|early| early.is_over(epoch - 1)) {
             break;
         }
-        // On a thread of the pool, so that the many short steps of an epoch do not wake it anew.
-        let record = rayon::scope(|_| training.epoch(epoch))?;
+        let record = training.epoch(epoch)?;
         if let (Some(early), Some(val_loss)) = (&mut early, record.val_loss) {
             early.see(epoch, val_loss, &training.layer);
         }
@@ -119,29 +119,27 @@ impl Training<'_> {
             rng
         });
         let dropout = params.dropout.filter(|&share| share > 0.0).map(|share| Dropout::new(share, params.seed, epoch));
-        let (mut seen, mut learning_rate) = (Tally::default(), params.learning_rate);
+        let mut seen = Tally::default();
         problem.each_part(train, shuffle, params.batch_size, &mut |part| {
-            let mut task = Task {
+            let task = Task {
                 features: part.features.dropping(dropout),
                 labels: part.labels,
                 target: &self.target,
-                learning_rate,
                 weight_decay: params.weight_decay.unwrap_or(0.0),
                 l2: params.l2(),
             };
-            let batches = || part.order.chunks(params.batch_size);
-            for (batch, next) in batches().zip(batches().skip(1).chain([&[][..]])) {
-                task.learning_rate = self.rates.at(self.adam.steps);
-                let found = self.adam.step(&mut self.layer, &task, batch, next);
-                seen.add(&found);
-                if !found.loss.is_finite() {
-                    return Err(diverged(found.mean_loss()));
-                }
-                self.first_loss.get_or_insert(found.mean_loss());
+            let rate = |step| self.rates.at(step);
+            let passed = self.adam.pass(&mut self.layer, &task, part.order, params.batch_size, &rate, seen.clone());
+            seen = passed.seen;
+            if let Some(loss) = passed.not_finite {
+                return Err(diverged(loss));
             }
-            learning_rate = task.learning_rate;
+            if !part.order.is_empty() {
+                self.first_loss.get_or_insert(passed.first_loss);
+            }
             Ok(())
         })?;
+        let learning_rate = self.rates.at(self.adam.steps.saturating_sub(1));
         if seen.mean_loss() > DIVERGED * self.first_loss.unwrap_or(0.0).max(1.0) {
             return Err(diverged(seen.mean_loss()));
         }

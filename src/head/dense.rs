@@ -1,25 +1,28 @@
 //! A dense layer `logits = x · kernel + bias`, stored the way the vector kernels read it.
 //!
 //! ```text
-//! kernel  [panel][feature] of 16 classes, the last panel filled up with zeros:
-//!         one panel is read front to back, and D x 16 values of a small head stay in the L2 cache
-//! logits  [panel][row] of 16 classes
+//! kernel  [panel][vector][class], lanes over features: panels of five classes, the last one narrower;
+//!         the last vector of each class filled up with zeros
+//! bias    lanes over classes
+//! logits  [block][class], lanes over the 16 rows of a block
 //! ```
 //!
-//! Each logit is one chain of multiply-adds in feature order, so its bits depend neither on how rows are grouped nor on the
-//! number of threads.
+//! Each logit is summed in one order, lane by lane, so its bits depend neither on how rows are grouped nor on the number of
+//! threads.
+
+use std::ops::Range;
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
-use rayon::prelude::*;
 
-use super::features::Features;
-use super::simd::{Kernel, LANES, Lanes, Simd, Vector};
-
-/// Multiply-adds in one call from which on the threads' work outweighs waking them.
-pub(super) const PARALLEL_WORK: usize = 1 << 22;
+use super::features::{Features, Packed, Rows};
+use super::panel::{BLOCK, Forward, PANEL};
+use super::simd::{LANES, Lanes, Simd};
 
 /// Rows that one task scores.
 pub(super) const BLOCK_ROWS: usize = 256;
+
+/// Rows that are packed at a time: with 1,280 features, a third of a core's L2 cache.
+pub(super) const PACKED_ROWS: usize = 64;
 
 pub(super) struct Dense {
     features: usize,
@@ -29,20 +32,26 @@ pub(super) struct Dense {
     pub(super) simd: Simd,
 }
 
+/// Where a weight lies among `[panel][vector][class]`, and in which lane.
+fn place([features, classes]: [usize; 2], feature: usize, class: usize) -> (usize, usize) {
+    let (panel, vectors) = (class / PANEL * PANEL, features.div_ceil(LANES));
+    (panel * vectors + feature / LANES * PANEL.min(classes - panel) + class - panel, feature % LANES)
+}
+
 impl Dense {
     /// Packs a kernel `[D, K]` and a bias `[K]`.
     pub(super) fn pack(kernel: ArrayView2<'_, f32>, bias: ArrayView1<'_, f32>) -> Self {
         let (features, classes) = kernel.dim();
-        let panels = classes.div_ceil(LANES);
         let mut layer = Self {
             features,
             classes,
-            kernel: vec![Lanes::ZERO; panels * features],
-            bias: vec![Lanes::ZERO; panels],
+            kernel: vec![Lanes::ZERO; features.div_ceil(LANES) * classes],
+            bias: vec![Lanes::ZERO; classes.div_ceil(LANES)],
             simd: Simd::best(),
         };
         for ((feature, class), &value) in kernel.indexed_iter() {
-            layer.kernel[class / LANES * features + feature].0[class % LANES] = value;
+            let (at, lane) = place([features, classes], feature, class);
+            layer.kernel[at].0[lane] = value;
         }
         for (class, &value) in bias.iter().enumerate() {
             layer.bias[class / LANES].0[class % LANES] = value;
@@ -53,18 +62,17 @@ impl Dense {
     /// The kernel `[D, K]` and the bias `[K]`.
     pub(super) fn unpack(&self) -> (Array2<f32>, Array1<f32>) {
         let kernel = Array2::from_shape_fn((self.features, self.classes), |(feature, class)| {
-            self.kernel[class / LANES * self.features + feature].0[class % LANES]
+            let (at, lane) = place([self.features, self.classes], feature, class);
+            self.kernel[at].0[lane]
         });
-        let bias = Array1::from_shape_fn(self.classes, |class| self.bias[class / LANES].0[class % LANES]);
-        (kernel, bias)
+        (kernel, Array1::from_shape_fn(self.classes, |class| self.bias[class / LANES].0[class % LANES]))
     }
 
-    /// A layer of the same sizes with other weights, `[panel][feature]` and `[panel]`.
+    /// A layer of the same sizes with other weights.
     pub(super) fn like(&self, kernel: &[Lanes], bias: &[Lanes]) -> Self {
         Self { kernel: kernel.to_vec(), bias: bias.to_vec(), ..*self }
     }
 
-    /// Classes, without those that fill up the last panel.
     pub(super) fn classes(&self) -> usize {
         self.classes
     }
@@ -74,114 +82,61 @@ impl Dense {
         self.features
     }
 
-    /// Panels of 16 classes.
-    pub(super) fn panels(&self) -> usize {
-        self.bias.len()
+    /// Vectors of a row.
+    pub(super) fn vectors(&self) -> usize {
+        self.features.div_ceil(LANES)
     }
 
-    /// Whether `rows` rows are worth more than one thread.
-    pub(super) fn is_parallel(&self, rows: usize) -> bool {
-        rows * self.kernel.len() * LANES >= PARALLEL_WORK
-    }
-
-    /// Logits `[panel][row]` of some rows, on this thread, or on all where the work is worth it.
-    pub(super) fn forward(&self, rows: &[&[f32]], logits: &mut [Lanes]) {
-        if !self.is_parallel(rows.len()) {
-            return self.forward_here(rows, logits);
-        }
-        const GROUP: usize = 8;
-        let panels = logits.par_chunks_exact_mut(rows.len()).zip(self.kernel.par_chunks_exact(self.features)).zip(&self.bias);
-        panels.for_each(|((logits, kernel), &bias)| {
-            let groups = logits.par_chunks_mut(GROUP).zip(rows.par_chunks(GROUP));
-            groups.for_each(|(logits, rows)| self.simd.run(Forward { rows, kernel, bias, logits }));
-        });
-    }
-
-    /// The same, on this thread.
-    pub(super) fn forward_here(&self, rows: &[&[f32]], logits: &mut [Lanes]) {
-        let panels = logits.chunks_exact_mut(rows.len()).zip(self.kernel.chunks_exact(self.features)).zip(&self.bias);
-        for ((logits, kernel), &bias) in panels {
-            self.simd.run(Forward { rows, kernel, bias, logits });
+    /// Logits `[block][class]` of whole rows, on this thread.
+    pub(super) fn forward(&self, rows: &Rows<'_>, logits: &mut Vec<Lanes>) {
+        logits.resize(rows.count.div_ceil(BLOCK) * self.classes, Lanes::ZERO);
+        let (weights, bias) = (&self.kernel[..], &self.bias[..]);
+        for (rows, logits) in blocks(rows).zip(logits.chunks_exact_mut(self.classes)) {
+            self.simd.run(Forward { rows, vectors: 0..self.vectors(), weights, bias, logits });
         }
     }
 
     /// Row-major logits `[rows, K]` of the rows with these indices, on this thread.
     pub(super) fn logits_into(&self, features: &Features<'_>, indices: &[usize], out: &mut [f32]) {
-        let mut buffer = Vec::new();
-        let rows = features.rows(indices, &mut buffer);
-        let mut logits = vec![Lanes::ZERO; self.panels() * rows.len()];
-        self.forward_here(&rows, &mut logits);
-        for (row, out) in out.chunks_exact_mut(self.classes).enumerate() {
-            copy_row(&logits, rows.len(), row, out);
-        }
-    }
-}
-
-/// Copies one row out of logits `[panel][row]`; `out` holds its classes.
-pub(super) fn copy_row(logits: &[Lanes], rows: usize, row: usize, out: &mut [f32]) {
-    for (panel, out) in out.chunks_mut(LANES).enumerate() {
-        out.copy_from_slice(&logits[panel * rows + row].0[..out.len()]);
-    }
-}
-
-/// Writes one row into logits `[panel][row]`; lanes beyond its classes become zero.
-pub(super) fn write_row(values: &[f32], logits: &mut [Lanes], rows: usize, row: usize) {
-    for (panel, values) in values.chunks(LANES).enumerate() {
-        let lanes = &mut logits[panel * rows + row];
-        *lanes = Lanes::ZERO;
-        lanes.0[..values.len()].copy_from_slice(values);
-    }
-}
-
-/// Logits of one panel.
-struct Forward<'a> {
-    rows: &'a [&'a [f32]],
-    kernel: &'a [Lanes],
-    bias: Lanes,
-    logits: &'a mut [Lanes],
-}
-
-impl Kernel for Forward<'_> {
-    #[inline(always)]
-    unsafe fn run<V: Vector, const ROWS: usize, const FEATURES: usize>(self) {
-        let (rows, rest) = self.rows.as_chunks::<ROWS>();
-        let (logits, logits_rest) = self.logits.as_chunks_mut::<ROWS>();
-        // SAFETY: the caller of `run` vouches for the instruction set of `V`.
-        unsafe {
-            for (rows, logits) in rows.iter().zip(logits) {
-                forward_group::<V, ROWS>(rows, self.kernel, &self.bias, logits);
-            }
-            for (row, logits) in rest.iter().zip(logits_rest) {
-                forward_group::<V, 1>(&[*row], self.kernel, &self.bias, std::array::from_mut(logits));
+        let (mut packed, mut logits) = (Packed::default(), Vec::new());
+        let columns = 0..self.features;
+        let mut later = indices.chunks(PACKED_ROWS).skip(1);
+        for (indices, out) in indices.chunks(PACKED_ROWS).zip(out.chunks_mut(PACKED_ROWS * self.classes)) {
+            let rows = packed.rows(features, &columns, indices, later.next().unwrap_or_default());
+            self.forward(&rows, &mut logits);
+            for (block, out) in logits.chunks_exact(self.classes).zip(out.chunks_mut(BLOCK * self.classes)) {
+                for (lane, out) in out.chunks_exact_mut(self.classes).enumerate() {
+                    out.iter_mut().zip(block).for_each(|(out, logit)| *out = logit.0[lane]);
+                }
             }
         }
     }
-}
 
-/// # Safety
-/// The processor has the instruction set of `V`.
-#[inline(always)]
-unsafe fn forward_group<V: Vector, const ROWS: usize>(
-    rows: &[&[f32]; ROWS],
-    kernel: &[Lanes],
-    bias: &Lanes,
-    logits: &mut [Lanes; ROWS],
-) {
-    // One bound for all rows, so that the loop needs no check of its own.
-    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &rows[row][..kernel.len()]);
-    // SAFETY: by the contract of this function.
-    unsafe {
-        let mut sums = [V::load(bias); ROWS];
-        for (feature, weights) in kernel.iter().enumerate() {
-            let weights = V::load(weights);
-            for row in 0..ROWS {
-                sums[row] = V::splat(rows[row][feature]).mul_add(weights, sums[row]);
+    /// Adds a gradient that lies like the weights to those of a kernel `[D, K]` and a bias `[K]`.
+    pub(super) fn add_gradient(&self, gradient: [&[Lanes]; 2], kernel: &mut [f64], bias: &mut [f64]) {
+        for (feature, row) in kernel.chunks_exact_mut(self.classes).enumerate() {
+            for (class, sum) in row.iter_mut().enumerate() {
+                let (at, lane) = place([self.features, self.classes], feature, class);
+                *sum += f64::from(gradient[0][at].0[lane]);
             }
         }
-        for (sum, logits) in sums.into_iter().zip(logits) {
-            sum.store(logits);
-        }
+        bias.iter_mut().enumerate().for_each(|(class, sum)| *sum += f64::from(gradient[1][class / LANES].0[class % LANES]));
     }
+
+    /// Where the weights of some vectors of some panels lie: a piece for each panel.
+    pub(super) fn pieces(&self, panels: Range<usize>, vectors: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (classes, all) = (self.classes, self.vectors());
+        panels.map(move |panel| {
+            let (start, width) = (panel * PANEL * all, PANEL.min(classes - panel * PANEL));
+            start + vectors.start * width..start + vectors.end * width
+        })
+    }
+}
+
+/// Blocks of at most 16 rows.
+pub(super) fn blocks<'a>(rows: &Rows<'a>) -> impl Iterator<Item = Rows<'a>> + use<'a> {
+    let rows = *rows;
+    (0..rows.count).step_by(BLOCK).map(move |first| rows.part(first..rows.count.min(first + BLOCK)))
 }
 
 #[cfg(test)]
@@ -208,11 +163,9 @@ mod tests {
                 for (got, want) in out.iter().zip(&expected) {
                     assert!((f64::from(*got) - want).abs() < 1e-4, "{simd:?} {rows}x{width}x{classes}: {got} for {want}");
                 }
-                let mut panels = vec![Lanes::ZERO; layer.panels() * rows];
-                let mut buffer = Vec::new();
-                layer.forward(&features.rows(&indices, &mut buffer), &mut panels);
+                // A row by itself has the same bits.
                 let mut row = vec![0.0; classes];
-                copy_row(&panels, rows, rows - 1, &mut row);
+                layer.logits_into(&features, &indices[rows - 1..], &mut row);
                 assert_eq!(row, out[(rows - 1) * classes..]);
             }
         }

@@ -17,12 +17,12 @@ impl Dropout {
         Self { threshold, scale: (1.0 / (1.0 - share)) as f32, key: mix(mix(seed) ^ epoch as u64) }
     }
 
-    /// Drops features of one row, which is known by its index in the matrix.
+    /// Drops some of the values of a row, which is known by its index in the matrix; the first is that of feature `start`.
     #[inline(always)]
-    pub(super) fn apply(self, index: usize, row: &mut [f32]) {
+    pub(super) fn apply(self, index: usize, start: usize, row: &mut [f32]) {
         let key = mix(self.key ^ index as u64);
         let (low, high) = (key as u32, (key >> 32) as u32);
-        for (feature, value) in (0_u32..).zip(row) {
+        for (feature, value) in (start as u32..).zip(row) {
             // A 32-bit hash of good avalanche (C. Wellons, "Hash function prospector"), keyed twice; it is vectorized.
             let mut hash = feature.wrapping_mul(0x9e37_79b9) ^ low;
             hash = (hash ^ (hash >> 16)).wrapping_mul(0x21f0_aaad) ^ high;
@@ -47,7 +47,7 @@ mod tests {
 
     fn mask(share: f64, seed: u64, epoch: usize, index: usize) -> Vec<f32> {
         let mut row = vec![1.0; 1280];
-        Dropout::new(share, seed, epoch).apply(index, &mut row);
+        Dropout::new(share, seed, epoch).apply(index, 0, &mut row);
         row
     }
 

@@ -15,12 +15,13 @@ use std::time::Instant;
 use faer::Mat;
 use ndarray::Array2;
 
+use super::answer::Target;
 use super::features::Features;
 use super::fit::{OnEpoch, Problem, Solved, Weights};
 use super::minimize::{End, Limits, Minimum, Objective, minimize};
 use super::part::{Listed, Parts};
 use super::statistics::{Change, Statistics, WIDE};
-use super::step::{Share, Target, Task, gather, shares};
+use super::step::{Share, Task, gather, shares};
 use super::tally::{Tally, score};
 use super::tiles::{Factor, Tiles};
 use super::{HeadError, HeadValidParams};
@@ -267,7 +268,7 @@ impl Asked {
 pub(super) fn slope(problem: &Problem<'_>, weights: &Weights, l2: f64) -> f64 {
     let target = Target::new(0.0, vec![1.0; problem.classes]);
     let features = problem.features.shorter();
-    let task = Task { features, labels: problem.labels, target: &target, learning_rate: 0.0, weight_decay: 0.0, l2 };
+    let task = Task { features, labels: problem.labels, target: &target, weight_decay: 0.0, l2 };
     let (layer, share) = (weights.pack(), 1.0 / problem.train.len() as f32);
     let mut parts = Vec::new();
     gather(&mut parts, &layer, &task, problem.train, shares(problem.train.len(), layer.kernel.len()), share);
@@ -332,7 +333,7 @@ impl Objective for Loss<'_> {
                 return Ok(());
             }
             let (features, labels) = (part.features.shorter(), part.labels);
-            let task = Task { features, labels, target, learning_rate: 0.0, weight_decay: 0.0, l2 };
+            let task = Task { features, labels, target, weight_decay: 0.0, l2 };
             let count = shares(part.order.len(), layer.kernel.len());
             found.add(&gather(parts, &layer, &task, part.order, count, share));
             parts.iter().for_each(|part| part.add_to(&layer, kernel_gradient, bias_gradient));

@@ -30,6 +30,7 @@
 //! ```
 
 mod adam;
+mod answer;
 mod balance;
 mod baseline;
 mod checkpoint;
@@ -48,6 +49,7 @@ mod logistic;
 mod minimize;
 mod model;
 mod neighbours;
+mod panel;
 mod params;
 mod part;
 mod ridge;
@@ -59,6 +61,7 @@ mod statistics;
 mod step;
 mod stream;
 mod tally;
+mod team;
 mod tiles;
 mod update;
 

@@ -187,21 +187,24 @@ fn layer(x: ArrayView2<'_, f32>, rows: &[usize], scales: &[f32]) -> Dense {
 #[derive(Default)]
 struct Scores {
     lanes: Vec<Lanes>,
+    /// `[rows, columns]`, not scaled.
+    products: Vec<f32>,
     rows: usize,
     columns: usize,
 }
 
 impl Scores {
     fn fill(&mut self, layer: &Dense, source: &Features<'_>, rows: &[usize], scales: &[f32]) {
-        let mut buffer = Vec::new();
-        self.lanes.resize(layer.panels() * rows.len(), Lanes::ZERO);
-        layer.forward_here(&source.rows(rows, &mut buffer), &mut self.lanes);
-        for panel in self.lanes.chunks_exact_mut(rows.len()) {
-            for (lanes, &row) in panel.iter_mut().zip(rows) {
-                lanes.0.iter_mut().for_each(|value| *value *= scales[row]);
+        (self.rows, self.columns) = (rows.len(), layer.classes());
+        self.products.resize(self.rows * self.columns, 0.0);
+        layer.logits_into(source, rows, &mut self.products);
+        self.lanes.clear();
+        self.lanes.resize(self.columns.div_ceil(LANES) * self.rows, Lanes::ZERO);
+        for (place, (products, &row)) in self.products.chunks_exact(self.columns).zip(rows).enumerate() {
+            for (lanes, products) in self.lanes.iter_mut().skip(place).step_by(self.rows).zip(products.chunks(LANES)) {
+                lanes.0.iter_mut().zip(products).for_each(|(lane, &product)| *lane = product * scales[row]);
             }
         }
-        (self.rows, self.columns) = (rows.len(), layer.classes());
     }
 
     /// Offers a row the rows of the layer: `other` says which row a column is, or that it is none.

@@ -22,10 +22,10 @@ impl Standardization {
         Moments::none(x.ncols()).and(x, rows).standardization()
     }
 
-    /// Standardizes one row in place.
+    /// Standardizes in place values of a row, the first of which is that of feature `start`.
     #[inline(always)]
-    pub(super) fn apply(&self, row: &mut [f32]) {
-        for ((value, mean), std) in row.iter_mut().zip(&self.mean).zip(&self.std) {
+    pub(super) fn apply(&self, start: usize, row: &mut [f32]) {
+        for ((value, mean), std) in row.iter_mut().zip(&self.mean[start..]).zip(&self.std[start..]) {
             *value = (*value - mean) / std;
         }
     }
@@ -113,7 +113,7 @@ mod tests {
             let mut x = Array2::from_shape_fn((64, 5), |(row, feature)| scale * ((row * 7 + feature * 3) % 13) as f32);
             let rows: Vec<usize> = (0..64).collect();
             let standardization = Standardization::estimate(x.view(), &rows);
-            x.axis_iter_mut(Axis(0)).for_each(|mut row| standardization.apply(row.as_slice_mut().unwrap()));
+            x.axis_iter_mut(Axis(0)).for_each(|mut row| standardization.apply(0, row.as_slice_mut().unwrap()));
             for feature in x.axis_iter(Axis(1)) {
                 assert!(feature.mean().unwrap().abs() < 1e-5, "scale {scale}");
                 assert!((feature.std(0.0) - 1.0).abs() < 1e-5, "scale {scale}");

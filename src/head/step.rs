@@ -1,22 +1,29 @@
-//! One step of Adam on one batch.
+//! Adam's steps on the batches of a part of the rows, and gradients of many rows.
 //!
 //! ```text
-//! small batch     forward ─▶ errors ─▶ gradient and update at once (`update.rs`); many classes: each shared by threads
+//! small batch     a team of threads, each with weights of its own (some features of some classes):
+//!                 its features' part of the logits ─▶ meet ─▶ errors of its rows ─▶ meet ─▶ gradient and update at once
 //! large batch     shares of consecutive rows, one task each: block by block, while a block is in the cache,
-//!                 forward ─▶ errors ─▶ gradient of the share; then the shares' gradients are added in order ─▶ update
+//!                 logits ─▶ errors ─▶ gradient of the share; then the shares' gradients are added in order ─▶ update
 //! ```
 //!
-//! Rows (forward), features (update) and shares, whose number follows from the sizes alone, are independent of each other:
-//! the bits do not depend on the number of threads.
+//! What is added in which order follows from the sizes alone: the bits do not depend on the number of threads.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::dense::{Dense, copy_row, write_row};
-use super::features::Features;
+use super::answer::{Differentiate, Target};
+use super::dense::{Dense, PACKED_ROWS, blocks};
+use super::features::{Features, Packed};
+use super::panel::{Accumulate, BLOCK, Errors, Forward, PANEL, Update};
 use super::simd::{LANES, Lanes};
 use super::tally::Tally;
-use super::update::{Accumulate, BETA_1, BETA_2, Finish, Moments, Pace, TASK_FEATURES, Update};
-use crate::evaluate::{argmax, softmax};
+use super::team::{Board, Meeting, Member};
+use super::update::{Finish, Moments, Pace};
+
+/// Rows of a batch from which on it is worth a task for each share.
+const LARGE_BATCH: usize = 1024;
 
 /// Rows of a share at least, for a kernel that a core's cache holds and for one that it does not: below, adding the shares up
 /// would cost more than it saves.
@@ -29,64 +36,15 @@ const LARGE_KERNEL: usize = 1 << 15;
 const MOST_SHARES: usize = 16;
 const MOST_VECTORS: usize = 1 << 20;
 
-/// Rows that are read once for forward and gradient: with 1,280 features, half a core's L2 cache.
-const BLOCK_ROWS: usize = 64;
+/// Vectors of a row that one thread takes for itself at least: fewer, and adding up lanes and parts would cost too much.
+const SLICE_VECTORS: usize = 32;
+const MOST_SLICES: usize = 16;
 
-/// What the answer to a row should be, and how much the row counts.
-pub(super) struct Target {
-    /// Asked-for probability of the label above that of any class.
-    on: f32,
-    /// Asked-for probability of any class.
-    off: f32,
-    class_weights: Vec<f32>,
-    /// Whether the loss that is minimized is the plain cross-entropy.
-    is_plain: bool,
-}
+/// Panels that one thread takes at a time: they share the features that were read.
+const GROUP_PANELS: usize = 8;
 
-/// What became of a row.
-struct Answer {
-    /// Plain cross-entropy.
-    loss: f64,
-    /// What is minimized: the cross-entropy with the asked-for probabilities, times the weight of the row's class.
-    objective: f64,
-    /// Whether the highest logit is the label's.
-    right: bool,
-}
-
-impl Target {
-    /// With label smoothing (Szegedy et al., 2016): `1 - smoothing` for the label, and `smoothing` spread over all classes.
-    pub(super) fn new(smoothing: f64, class_weights: Vec<f32>) -> Self {
-        let off = (smoothing / class_weights.len() as f64) as f32;
-        let is_plain = smoothing == 0.0 && class_weights.iter().all(|&weight| weight == 1.0);
-        Self { on: (1.0 - smoothing) as f32, off, class_weights, is_plain }
-    }
-
-    /// Turns the logits of a row into the derivative of its objective, `share` of which counts.
-    fn differentiate(&self, logits: &mut [f32], label: usize, share: f32) -> Answer {
-        let right = argmax(logits) == label;
-        let logit = f64::from(logits[label]);
-        let sum = if self.is_plain { 0.0 } else { logits.iter().map(|&logit| f64::from(logit)).sum::<f64>() };
-        let log_sum = softmax(logits);
-        logits[label] -= self.on;
-        let weight = self.class_weights[label];
-        let share = weight * share;
-        logits.iter_mut().for_each(|value| *value = (*value - self.off) * share);
-        let loss = log_sum - logit;
-        let objective = if self.is_plain {
-            loss
-        } else {
-            f64::from(weight) * (log_sum - f64::from(self.on) * logit - f64::from(self.off) * sum)
-        };
-        Answer { loss, objective, right }
-    }
-}
-
-impl Answer {
-    fn count_in(&self, found: &mut Tally) {
-        found.count(self.loss, self.right);
-        found.objective += self.objective;
-    }
-}
+/// Vectors with which updates of a large head are finished, in one task.
+const TASK_VECTORS: usize = 256;
 
 /// What a step works on.
 #[derive(Clone, Copy)]
@@ -95,7 +53,6 @@ pub(super) struct Task<'t, 'a> {
     /// Label of each row of the matrix.
     pub(super) labels: &'t [usize],
     pub(super) target: &'t Target,
-    pub(super) learning_rate: f64,
     pub(super) weight_decay: f64,
     pub(super) l2: f64,
 }
@@ -105,10 +62,31 @@ pub(super) struct Adam {
     pub(super) steps: u64,
     pub(super) kernel: Moments,
     pub(super) bias: Moments,
-    logits: Vec<Lanes>,
-    answers: Vec<f32>,
-    buffer: Vec<f32>,
     shares: Vec<Share>,
+}
+
+/// What became of the rows of an epoch's batches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Passed {
+    pub(super) seen: Tally,
+    /// Mean loss of the first batch.
+    pub(super) first_loss: f64,
+    /// Mean loss of the batch that ended it, since it is not finite.
+    pub(super) not_finite: Option<f64>,
+}
+
+impl Passed {
+    /// Counts the next batch; whether to go on.
+    fn see(&mut self, found: &Tally) -> bool {
+        if self.seen.rows() == 0 {
+            self.first_loss = found.mean_loss();
+        }
+        self.seen.add(found);
+        if !found.loss.is_finite() {
+            self.not_finite = Some(found.mean_loss());
+        }
+        self.not_finite.is_none()
+    }
 }
 
 impl Adam {
@@ -118,89 +96,343 @@ impl Adam {
             steps,
             kernel: Moments { first: first.kernel, second: second.kernel },
             bias: Moments { first: first.bias, second: second.bias },
-            logits: Vec::new(),
-            answers: Vec::new(),
-            buffer: Vec::new(),
             shares: Vec::new(),
         }
     }
 
-    /// One step on one batch; returns loss and accuracy before the step. `next` is the batch that comes after.
-    pub(super) fn step(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], next: &[usize]) -> Tally {
-        self.steps += 1;
-        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let correction = (1.0 - BETA_2.powi(steps)).sqrt() / (1.0 - BETA_1.powi(steps));
-        let rate = (task.learning_rate * correction) as f32;
-        let kernel_pace = Pace { rate, decay: (task.learning_rate * task.weight_decay) as f32, l2: task.l2 as f32 };
-        let paces = [kernel_pace, Pace { rate, decay: 0.0, l2: 0.0 }];
-        match shares(batch.len(), layer.kernel.len()) {
-            1 => self.step_at_once(layer, task, [batch, next], paces),
-            count => self.step_by_shares(layer, task, batch, count, paces),
-        }
-    }
-
-    fn step_at_once(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batches: [&[usize]; 2], paces: [Pace; 2]) -> Tally {
-        let [batch, next] = batches;
-        let rows = task.features.rows(batch, &mut self.buffer);
-        self.logits.resize(layer.panels() * batch.len(), Lanes::ZERO);
-        layer.forward(&rows, &mut self.logits);
-
-        let mut found = Tally::default();
-        let share = 1.0 / batch.len() as f32;
-        let parallel = layer.is_parallel(batch.len());
-        let classes = layer.classes();
-        if parallel {
-            self.answers.resize(classes * batch.len(), 0.0);
-            let rows = self.answers.par_chunks_exact_mut(classes).zip(batch).enumerate();
-            let scores = rows.map(|(position, (row, &index))| {
-                copy_row(&self.logits, batch.len(), position, row);
-                task.target.differentiate(row, task.labels[index], share)
-            });
-            scores.collect::<Vec<_>>().iter().for_each(|answer| answer.count_in(&mut found));
-            for (position, row) in self.answers.chunks_exact(classes).enumerate() {
-                write_row(row, &mut self.logits, batch.len(), position);
-            }
-        } else {
-            self.answers.resize(classes, 0.0);
-            differentiate(task, batch, share, &mut self.answers, &mut self.logits, &mut found);
-        }
-
-        let [pace, bias_pace] = paces;
-        let width = layer.features();
-        // Shuffled rows come from anywhere in memory: asked for while this batch is computed, they need not be waited for.
-        let ahead = if parallel { None } else { task.features.raw(next) }.unwrap_or_default();
-        let update = Update { simd: layer.simd, pace, rows: &rows, ahead: &ahead };
-        update.panels(&self.logits, width, &mut layer.kernel, &mut self.kernel, parallel);
-        // The bias is the weight of a feature that is always 1.
-        let ones = vec![&[1.0_f32][..]; batch.len()];
-        let update = Update { pace: bias_pace, rows: &ones, ahead: &[], ..update };
-        update.panels(&self.logits, 1, &mut layer.bias, &mut self.bias, false);
-        found
-    }
-
-    fn step_by_shares(
+    /// A step for each batch of the rows in `order`, at the learning rate of its number (the first of all is 0), counted beside what was
+    /// `seen` before; ends with one whose loss is not finite.
+    pub(super) fn pass(
         &mut self,
         layer: &mut Dense,
         task: &Task<'_, '_>,
-        batch: &[usize],
-        count: usize,
-        paces: [Pace; 2],
-    ) -> Tally {
+        order: &[usize],
+        batch_size: usize,
+        rate: &(dyn Fn(u64) -> f64 + Sync),
+        seen: Tally,
+    ) -> Passed {
+        let pace = |step| Pace::of(step + 1, rate(step), task.weight_decay, task.l2);
+        let mut passed = Passed { seen, ..Passed::default() };
+        // Each batch goes the way of its own size, so that rows that come in parts give the same bits.
+        let (large, small) = order.split_at(if batch_size < LARGE_BATCH { 0 } else { large_rows(order.len(), batch_size) });
+        for batch in large.chunks(batch_size) {
+            let found = self.step_by_shares(layer, task, batch, pace(self.steps));
+            self.steps += 1;
+            if !passed.see(&found) {
+                return passed;
+            }
+        }
+        if small.is_empty() { passed } else { self.steps_by_team(layer, task, small, batch_size, &pace, passed) }
+    }
+
+    fn steps_by_team(
+        &mut self,
+        layer: &mut Dense,
+        task: &Task<'_, '_>,
+        order: &[usize],
+        batch_size: usize,
+        pace: &(dyn Fn(u64) -> Pace + Sync),
+        passed: Passed,
+    ) -> Passed {
+        let Plan { slices, mut units } = self.plan(layer);
+        let (count, members) = (units.len(), rayon::current_num_threads().min(units.len()));
+        let mut owned: Vec<&mut [Unit]> = Vec::with_capacity(members);
+        let mut rest = &mut units[..];
+        for member in 0..members {
+            let (own, others) = std::mem::take(&mut rest).split_at_mut((member + 1) * count / members - member * count / members);
+            owned.push(own);
+            rest = others;
+        }
+        let most = batch_size.min(PACKED_ROWS).div_ceil(BLOCK);
+        let shared = Shared {
+            task,
+            order,
+            batch_size,
+            start: self.steps,
+            pace,
+            classes: layer.classes(),
+            slices,
+            blocks: most,
+            logits: Board::new(&Lanes::ZERO, slices * most * layer.classes()),
+            errors: Board::new(&Lanes::ZERO, most * layer.classes()),
+            found: Board::new(&Tally::default(), most),
+            passed: Board::new(&passed, 1),
+        };
+        Meeting::new(members).hold(owned, |member, own| shared.work(layer, member, own));
+        // SAFETY: the team is done.
+        let passed = unsafe { shared.passed.read(0..1)[0].clone() };
+        self.steps += order.len().div_ceil(batch_size) as u64;
+        self.collect(layer, &units);
+        passed
+    }
+
+    fn step_by_shares(&mut self, layer: &mut Dense, task: &Task<'_, '_>, batch: &[usize], pace: Pace) -> Tally {
+        let count = shares(batch.len(), layer.kernel.len());
         let found = gather(&mut self.shares, layer, task, batch, count, 1.0 / batch.len() as f32);
         let simd = layer.simd;
-        let [pace, bias_pace] = paces;
         let kernels: Vec<&[Lanes]> = self.shares.iter().map(|part| &part.kernel[..]).collect();
-        let weights = layer.kernel.par_chunks_mut(TASK_FEATURES);
-        let moments = self.kernel.first.par_chunks_mut(TASK_FEATURES).zip(self.kernel.second.par_chunks_mut(TASK_FEATURES));
+        let weights = layer.kernel.par_chunks_mut(TASK_VECTORS);
+        let moments = self.kernel.first.par_chunks_mut(TASK_VECTORS).zip(self.kernel.second.par_chunks_mut(TASK_VECTORS));
         weights.zip(moments).enumerate().for_each(|(chunk, (weights, (first, second)))| {
-            let start = chunk * TASK_FEATURES;
+            let start = chunk * TASK_VECTORS;
             let parts: Vec<&[Lanes]> = kernels.iter().map(|part| &part[start..start + weights.len()]).collect();
             simd.run(Finish { pace, parts: &parts, weights, first, second });
         });
         let parts: Vec<&[Lanes]> = self.shares.iter().map(|part| &part.bias[..]).collect();
         let Moments { first, second } = &mut self.bias;
-        simd.run(Finish { pace: bias_pace, parts: &parts, weights: &mut layer.bias, first, second });
+        simd.run(Finish { pace: pace.bias(), parts: &parts, weights: &mut layer.bias, first, second });
         found
+    }
+
+    /// Divides weights and moments among units, slice by slice, each a copy in memory of its own: where two threads' weights are
+    /// neighbours, what the processor reads ahead for one takes from the other (measured: half the speed).
+    fn plan(&self, layer: &Dense) -> Plan {
+        let (vectors, classes) = (layer.vectors(), layer.classes());
+        let panels = classes.div_ceil(PANEL);
+        let groups = panels.div_ceil(GROUP_PANELS);
+        let slices = (vectors / SLICE_VECTORS).clamp(1, MOST_SLICES);
+        let slices = if slices.is_power_of_two() { slices } else { slices.next_power_of_two() / 2 };
+        let mut units = Vec::with_capacity(slices * groups);
+        for slice in 0..slices {
+            let vectors = slice * vectors / slices..(slice + 1) * vectors / slices;
+            for group in 0..groups {
+                let panels = group * panels / groups..(group + 1) * panels / groups;
+                let of = |from: &[Lanes]| {
+                    let mut own = Vec::with_capacity(panels.len() * PANEL * vectors.len() + APART);
+                    layer.pieces(panels.clone(), vectors.clone()).for_each(|piece| own.extend_from_slice(&from[piece]));
+                    own
+                };
+                let classes = panels.start * PANEL..(panels.end * PANEL).min(classes);
+                // The bias belongs to the first slice.
+                let bias = if slice == 0 { classes.clone() } else { 0..0 };
+                let bias_of = |from: &[Lanes]| lanes(bias.clone().map(|class| from[class / LANES].0[class % LANES]));
+                units.push(Unit {
+                    slice,
+                    weights: of(&layer.kernel),
+                    moments: Moments { first: of(&self.kernel.first), second: of(&self.kernel.second) },
+                    sums: Vec::new(),
+                    bias: bias_of(&layer.bias),
+                    bias_moments: Moments { first: bias_of(&self.bias.first), second: bias_of(&self.bias.second) },
+                    bias_sums: vec![0.0; bias.len()],
+                    panels,
+                    vectors: vectors.clone(),
+                    classes,
+                });
+            }
+        }
+        Plan { slices, units }
+    }
+
+    /// Copies what the units have learned back.
+    fn collect(&mut self, layer: &mut Dense, units: &[Unit]) {
+        for unit in units {
+            let mut place = 0;
+            for piece in layer.pieces(unit.panels.clone(), unit.vectors.clone()) {
+                let own = place..place + piece.len();
+                place = own.end;
+                layer.kernel[piece.clone()].copy_from_slice(&unit.weights[own.clone()]);
+                self.kernel.first[piece.clone()].copy_from_slice(&unit.moments.first[own.clone()]);
+                self.kernel.second[piece].copy_from_slice(&unit.moments.second[own]);
+            }
+            let back = |from: &[Lanes], to: &mut [Lanes]| {
+                for (at, class) in unit.classes.clone().enumerate().take(unit.bias_sums.len()) {
+                    to[class / LANES].0[class % LANES] = from[at / LANES].0[at % LANES];
+                }
+            };
+            back(&unit.bias, &mut layer.bias);
+            back(&unit.bias_moments.first, &mut self.bias.first);
+            back(&unit.bias_moments.second, &mut self.bias.second);
+        }
+    }
+}
+
+/// Vectors of unused memory after each unit's weights.
+const APART: usize = 64;
+
+struct Plan {
+    /// Into how many slices the features are divided.
+    slices: usize,
+    units: Vec<Unit>,
+}
+
+/// Values as lanes, the last ones zero.
+fn lanes(values: impl Iterator<Item = f32>) -> Vec<Lanes> {
+    let values: Vec<f32> = values.collect();
+    let fill = |values: &[f32]| {
+        let mut lanes = Lanes::ZERO;
+        lanes.0[..values.len()].copy_from_slice(values);
+        lanes
+    };
+    values.chunks(LANES).map(fill).collect()
+}
+
+/// The weights of some features for some classes, which one thread has to itself.
+struct Unit {
+    slice: usize,
+    panels: Range<usize>,
+    vectors: Range<usize>,
+    classes: Range<usize>,
+    /// `[panel][vector][class]`, as in a layer.
+    weights: Vec<Lanes>,
+    moments: Moments,
+    /// Gradient of the rows so far, where a batch has more than are packed at a time.
+    sums: Vec<Lanes>,
+    /// Lanes over its classes; empty but in the first slice.
+    bias: Vec<Lanes>,
+    bias_moments: Moments,
+    bias_sums: Vec<f32>,
+}
+
+/// Consecutive rows of one batch that are packed at a time.
+#[derive(Clone, Copy)]
+struct Chunk<'o> {
+    rows: &'o [usize],
+    /// Rows of the batch, and its number.
+    batch: usize,
+    number: u64,
+    begins: bool,
+    ends: bool,
+}
+
+/// What the threads of a team share.
+struct Shared<'s, 'a> {
+    task: &'s Task<'s, 'a>,
+    order: &'s [usize],
+    batch_size: usize,
+    start: u64,
+    pace: &'s (dyn Fn(u64) -> Pace + Sync),
+    classes: usize,
+    slices: usize,
+    /// Blocks of a chunk at most.
+    blocks: usize,
+    /// `[slice][block][class]`: the logits in parts.
+    logits: Board<Lanes>,
+    /// `[block][class]`.
+    errors: Board<Lanes>,
+    /// Of each block.
+    found: Board<Tally>,
+    passed: Board<Passed>,
+}
+
+impl Shared<'_, '_> {
+    fn chunks(&self) -> impl Iterator<Item = Chunk<'_>> {
+        (self.start..).zip(self.order.chunks(self.batch_size)).flat_map(|(number, batch)| {
+            let count = batch.len().div_ceil(PACKED_ROWS);
+            batch.chunks(PACKED_ROWS).enumerate().map(move |(at, rows)| Chunk {
+                rows,
+                batch: batch.len(),
+                number,
+                begins: at == 0,
+                ends: at + 1 == count,
+            })
+        })
+    }
+
+    /// One thread's part of every step.
+    fn work(&self, layer: &Dense, member: &mut Member<'_>, own: &mut [Unit]) {
+        let (Some(from), Some(to)) = (own.first().map(|unit| unit.vectors.start), own.last().map(|unit| unit.vectors.end)) else {
+            return;
+        };
+        // With several groups of classes a thread may begin amid a slice: it needs the whole of what it touches.
+        let (from, to) = own.iter().fold((from, to), |(from, to), unit| (from.min(unit.vectors.start), to.max(unit.vectors.end)));
+        let columns = from * LANES..layer.features().min(to * LANES);
+        let (simd, classes, task) = (layer.simd, self.classes, self.task);
+        let mut packed = Packed::default();
+        // SAFETY: nobody writes it before all have met.
+        let mut passed = unsafe { self.passed.read(0..1)[0].clone() };
+        let mut batch_found = Tally::default();
+        let mut chunks = self.chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            let next = chunks.peek().map_or(&[][..], |next| next.rows);
+            let rows = packed.rows(&task.features, &columns, chunk.rows, next);
+            for (block, rows) in blocks(&rows).enumerate() {
+                for unit in &*own {
+                    let start = (unit.slice * self.blocks + block) * classes;
+                    let (weights, bias) = (&unit.weights[..], &unit.bias[..]);
+                    let vectors = unit.vectors.start - from..unit.vectors.end - from;
+                    // SAFETY: the classes of a unit in its slice are its own until all meet.
+                    let logits = unsafe { self.logits.write(start + unit.classes.start..start + unit.classes.end) };
+                    simd.run(Forward { rows, vectors, weights, bias, logits });
+                }
+            }
+            member.meet();
+            let share = 1.0 / chunk.batch as f32;
+            for (block, rows) in chunk.rows.chunks(BLOCK).enumerate().skip(member.number).step_by(member.of()) {
+                self.differentiate(layer, block, rows, share);
+            }
+            member.meet();
+            let count = chunk.rows.len().div_ceil(BLOCK);
+            // SAFETY: nobody writes either before all have met again.
+            let (errors, found) = unsafe { (self.errors.read(0..count * classes), self.found.read(0..count)) };
+            found.iter().for_each(|found| batch_found.add(found));
+            for unit in &mut *own {
+                let start = unit.vectors.start - from;
+                unit.learn(layer, Errors { rows, start, errors, classes, class: unit.classes.start }, &chunk, self.pace);
+            }
+            if chunk.ends && !passed.see(&std::mem::take(&mut batch_found)) {
+                break;
+            }
+        }
+        if member.number == 0 {
+            // SAFETY: only the first thread writes it, and nobody reads it before the team is done.
+            unsafe { self.passed.write(0..1)[0] = passed };
+        }
+    }
+
+    /// Errors of one block, whose logits are all there.
+    fn differentiate(&self, layer: &Dense, block: usize, rows: &[usize], share: f32) {
+        let mut labels = [0; BLOCK];
+        labels.iter_mut().zip(rows).for_each(|(label, &row)| *label = self.task.labels[row]);
+        let mut parts = [&[][..]; MOST_SLICES];
+        for (slice, part) in parts[..self.slices].iter_mut().enumerate() {
+            let start = (slice * self.blocks + block) * self.classes;
+            // SAFETY: all have met since they were written, and will before they are again.
+            *part = unsafe { self.logits.read(start..start + self.classes) };
+        }
+        // SAFETY: each block is differentiated by one thread, and read by others after all have met.
+        let errors = unsafe { self.errors.write(block * self.classes..(block + 1) * self.classes) };
+        // SAFETY: as above.
+        let found = unsafe { &mut self.found.write(block..block + 1)[0] };
+        let labels = &labels[..rows.len()];
+        let parts = &parts[..self.slices];
+        layer.simd.run(Differentiate { target: self.task.target, labels, share, parts, errors, found });
+    }
+}
+
+impl Unit {
+    /// Adds the gradient of a chunk; with the last one of a batch, takes the step.
+    fn learn(&mut self, layer: &Dense, of: Errors<'_>, chunk: &Chunk<'_>, pace: &dyn Fn(u64) -> Pace) {
+        let (simd, vectors) = (layer.simd, self.vectors.len());
+        if chunk.begins {
+            self.bias_sums.fill(0.0);
+            if !chunk.ends {
+                zero(&mut self.sums, self.weights.len());
+            }
+        }
+        add_errors(of.errors, of.classes, of.class, &mut self.bias_sums);
+        if !chunk.ends {
+            return simd.run(Accumulate { of, vectors, sums: &mut self.sums });
+        }
+        let pace = pace(chunk.number);
+        let sums = if chunk.begins { &[][..] } else { &self.sums };
+        let Moments { first, second } = &mut self.moments;
+        simd.run(Update { of, vectors, pace, sums, weights: &mut self.weights, first, second });
+        if !self.bias.is_empty() {
+            let sums = lanes(self.bias_sums.iter().copied());
+            let Moments { first, second } = &mut self.bias_moments;
+            simd.run(Finish { pace: pace.bias(), parts: &[&sums], weights: &mut self.bias, first, second });
+        }
+    }
+}
+
+/// Adds the errors `[block][class]` of some classes, which are the gradient of the bias.
+fn add_errors(errors: &[Lanes], classes: usize, class: usize, sums: &mut [f32]) {
+    for errors in errors.chunks_exact(classes) {
+        for (sum, Lanes(errors)) in sums.iter_mut().zip(&errors[class..]) {
+            let fours =
+                errors.as_chunks::<4>().0.iter().fold([0.0_f32; 4], |sums, four| std::array::from_fn(|at| sums[at] + four[at]));
+            *sum += (fours[0] + fours[2]) + (fours[1] + fours[3]);
+        }
     }
 }
 
@@ -221,19 +453,16 @@ pub(super) fn gather(
     found
 }
 
+/// Rows of batches that go by shares: all but a short last one.
+fn large_rows(rows: usize, batch_size: usize) -> usize {
+    let over = rows % batch_size;
+    if over < LARGE_BATCH { rows - over } else { rows }
+}
+
 /// Into how many shares a batch is divided; it follows from the sizes alone.
 pub(super) fn shares(rows: usize, kernel: usize) -> usize {
     let least = SHARE_ROWS[usize::from(kernel > LARGE_KERNEL)];
     rows.div_ceil(least).min(MOST_SHARES).min(MOST_VECTORS / kernel).max(1)
-}
-
-/// Logits `[panel][row]` become the derivative of the batch's mean loss.
-fn differentiate(task: &Task<'_, '_>, batch: &[usize], share: f32, row: &mut [f32], logits: &mut [Lanes], found: &mut Tally) {
-    for (position, &index) in batch.iter().enumerate() {
-        copy_row(logits, batch.len(), position, row);
-        task.target.differentiate(row, task.labels[index], share).count_in(found);
-        write_row(row, logits, batch.len(), position);
-    }
 }
 
 /// One task's part of a large batch: its gradient, and room to work.
@@ -243,45 +472,41 @@ pub(super) struct Share {
     bias: Vec<Lanes>,
     found: Tally,
     logits: Vec<Lanes>,
-    row: Vec<f32>,
-    buffer: Vec<f32>,
+    errors: Vec<Lanes>,
+    packed: Packed,
 }
 
 impl Share {
     /// Adds its gradient to those of a kernel `[D, K]` and a bias `[K]`.
     pub(super) fn add_to(&self, layer: &Dense, kernel: &mut [f64], bias: &mut [f64]) {
-        for (feature, row) in kernel.chunks_exact_mut(layer.classes()).enumerate() {
-            add_row(&self.kernel, layer.features(), feature, row);
-        }
-        add_row(&self.bias, 1, 0, bias);
+        layer.add_gradient([&self.kernel, &self.bias], kernel, bias);
     }
 
     /// Sums the gradient over its rows.
     fn gather(&mut self, layer: &Dense, task: &Task<'_, '_>, batch: &[usize], share: f32) {
         zero(&mut self.kernel, layer.kernel.len());
-        zero(&mut self.bias, layer.panels());
         self.found = Tally::default();
-        self.row.resize(layer.classes(), 0.0);
-        let ones = [&[1.0_f32][..]; BLOCK_ROWS];
-        for block in batch.chunks(BLOCK_ROWS) {
-            let rows = task.features.rows(block, &mut self.buffer);
-            self.logits.resize(layer.panels() * block.len(), Lanes::ZERO);
-            layer.forward_here(&rows, &mut self.logits);
-            differentiate(task, block, share, &mut self.row, &mut self.logits, &mut self.found);
-            let panels = self.logits.chunks_exact(block.len()).zip(self.kernel.chunks_exact_mut(layer.features()));
-            for ((errors, sums), bias) in panels.zip(&mut self.bias) {
-                layer.simd.run(Accumulate { rows: &rows, errors, sums });
-                let (rows, sums) = (&ones[..block.len()], std::slice::from_mut(bias));
-                layer.simd.run(Accumulate { rows, errors, sums });
+        let (simd, classes, vectors) = (layer.simd, layer.classes(), layer.vectors());
+        let mut bias = vec![0.0; classes];
+        let mut later = batch.chunks(PACKED_ROWS).skip(1);
+        for chunk in batch.chunks(PACKED_ROWS) {
+            let columns = 0..layer.features();
+            let rows = self.packed.rows(&task.features, &columns, chunk, later.next().unwrap_or_default());
+            layer.forward(&rows, &mut self.logits);
+            self.errors.resize(self.logits.len(), Lanes::ZERO);
+            let blocks = self.logits.chunks_exact(classes).zip(self.errors.chunks_exact_mut(classes));
+            for ((logits, errors), rows) in blocks.zip(chunk.chunks(BLOCK)) {
+                let (mut labels, mut found) = ([0; BLOCK], Tally::default());
+                labels.iter_mut().zip(rows).for_each(|(label, &row)| *label = task.labels[row]);
+                let (labels, parts) = (&labels[..rows.len()], &[logits]);
+                simd.run(Differentiate { target: task.target, labels, share, parts, errors, found: &mut found });
+                self.found.add(&found);
             }
+            let of = Errors { rows, start: 0, errors: &self.errors, classes, class: 0 };
+            simd.run(Accumulate { of, vectors, sums: &mut self.kernel });
+            add_errors(&self.errors, classes, 0, &mut bias);
         }
-    }
-}
-
-/// Adds one row of values `[panel][row]`.
-fn add_row(lanes: &[Lanes], rows: usize, row: usize, to: &mut [f64]) {
-    for (panel, to) in to.chunks_mut(LANES).enumerate() {
-        to.iter_mut().zip(&lanes[panel * rows + row].0).for_each(|(to, &value)| *to += f64::from(value));
+        self.bias = lanes(bias.into_iter());
     }
 }
 

@@ -79,6 +79,10 @@ impl Tally {
         self.right += other.right;
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     pub(super) fn mean_loss(&self) -> f64 {
         self.loss / self.rows as f64
     }

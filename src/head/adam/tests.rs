@@ -91,13 +91,15 @@ fn early_stopping_gives_the_head_of_the_best_epoch() {
 
 #[test]
 fn large_batches_give_the_same_bits_on_any_number_of_threads() {
-    let x = Array2::from_shape_fn((700, 67), |(row, feature)| ((row * 37 + feature * 101) % 97) as f32 / 97.0);
-    let labels: Vec<_> = (0..700).map(|row| Some((row * 7) % 5)).collect();
+    let x = Array2::from_shape_fn((1400, 67), |(row, feature)| ((row * 37 + feature * 101) % 97) as f32 / 97.0);
+    let labels: Vec<_> = (0..1400).map(|row| Some((row * 7) % 5)).collect();
     let classes: Vec<String> = (0..5).map(|class| class.to_string()).collect();
-    let (train, holdout): (Vec<usize>, Vec<usize>) = (0..700).partition(|&row| row % 5 > 0);
+    let (train, holdout): (Vec<usize>, Vec<usize>) = (0..1400).partition(|&row| row % 5 > 0);
     let examples =
         Examples { x: x.view(), labels: &labels, train: &train, holdout: &holdout, refit: &holdout, classes: &classes };
-    for (batch_size, dropout, standardize) in [(300, None, false), (560, Some(0.3), true), (129, Some(0.3), false)] {
+    for (batch_size, dropout, standardize) in
+        [(300, None, false), (1120, Some(0.3), true), (1050, None, true), (129, Some(0.3), false)]
+    {
         let with = |threads, seed| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let params =
@@ -261,40 +263,50 @@ fn a_checkpoint_that_cannot_be_written_stops_no_fit_and_is_not_promised() {
 }
 
 #[test]
-fn shares_sum_the_gradient_that_one_pass_finds() {
-    // 500 rows: four shares of 125, the last block of each 61 rows; 37 features are no whole number of groups.
-    let x = Array2::from_shape_fn((500, 37), |(row, feature)| ((row * 37 + feature * 101) % 97) as f32 / 97.0 - 0.4);
-    let labels: Vec<usize> = (0..500).map(|row| (row * row) % 19).collect();
-    let rows: Vec<usize> = (0..500).collect();
-    let target = Target::new(0.1, (0..19).map(|class| 1.0 + class as f32 / 10.0).collect());
+fn a_step_takes_the_gradient_of_every_row() {
+    // Widths that are no whole number of vectors: alone, in slices of its features, and in shares of the rows; 19 classes are
+    // four panels, 203 several groups.
+    for (rows, width, count) in [(500, 37, 19), (77, 1030, 19), (33, 37, 203), (1100, 37, 19)] {
+        check_gradient(rows, width, count);
+    }
+}
+
+fn check_gradient(count: usize, width: usize, classes: usize) {
+    let x = Array2::from_shape_fn((count, width), |(row, feature)| ((row * 37 + feature * 101) % 97) as f32 / 97.0 - 0.4);
+    let labels: Vec<usize> = (0..count).map(|row| (row * row) % classes).collect();
+    let rows: Vec<usize> = (0..count).collect();
+    let target = Target::new(0.1, (0..classes).map(|class| 1.0 + class as f32 / 10.0).collect());
     let task = Task {
         features: crate::head::features::Features::new(x.view(), None),
         labels: &labels,
         target: &target,
-        learning_rate: 0.01,
         weight_decay: 0.0,
         l2: 0.0,
     };
-    let start = Weights::glorot_uniform(37, 19, 1);
+    let start = Weights::glorot_uniform(width, classes, 1);
     // Gradient in f64.
     let logits = x.mapv(f64::from).dot(&start.kernel.mapv(f64::from));
     let mut errors = logits.clone();
     for ((mut row, &label), logits) in errors.rows_mut().into_iter().zip(&labels).zip(logits.rows()) {
         let sum = logits.mapv(f64::exp).sum();
-        let asked = |class| 0.1 / 19.0 + if class == label { 0.9 } else { 0.0 };
-        let weight = (1.0 + label as f64 / 10.0) / 500.0;
+        let asked = |class| 0.1 / classes as f64 + if class == label { 0.9 } else { 0.0 };
+        let weight = (1.0 + label as f64 / 10.0) / count as f64;
         row.iter_mut().enumerate().for_each(|(class, value)| *value = (value.exp() / sum - asked(class)) * weight);
     }
     let kernel = x.mapv(f64::from).t().dot(&errors);
     let bias = errors.sum_axis(ndarray::Axis(0));
-    for threads in [1, 3] {
+    let mut found = Vec::new();
+    for threads in [1, 2, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let zero = Weights { kernel: Array2::zeros((37, 19)), bias: Array1::zeros(19) };
+        let zero = Weights { kernel: Array2::zeros((width, classes)), bias: Array1::zeros(classes) };
         let (mut layer, mut adam) = (start.pack(), Adam::new(0, zero.pack(), zero.pack()));
-        pool.install(|| adam.step(&mut layer, &task, &rows, &[]));
+        let passed = pool.install(|| adam.pass(&mut layer, &task, &rows, count, &|_| 0.01, Tally::default()));
         let first = Weights::unpack(&layer.like(&adam.kernel.first, &adam.bias.first));
         // The first moment is a tenth of the gradient.
-        assert_near(&first.kernel, kernel.iter().map(|gradient| 0.1 * gradient), 1e-7);
-        assert_near(&first.bias, bias.iter().map(|gradient| 0.1 * gradient), 1e-7);
+        assert_near(&first.kernel, kernel.iter().map(|gradient| 0.1 * gradient), 1e-6);
+        assert_near(&first.bias, bias.iter().map(|gradient| 0.1 * gradient), 1e-6);
+        assert!(passed.not_finite.is_none() && passed.first_loss == passed.seen.mean_loss());
+        found.push((Weights::unpack(&layer), passed.first_loss.to_bits()));
     }
+    assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{count} x {width}, {classes} classes");
 }

@@ -328,7 +328,7 @@ fn a_break_ends_the_training_and_keeps_it() {
 
 #[test]
 fn the_seed_decides_everything_and_threads_nothing() {
-    // 48 padded classes and 2048 features: large enough that a step is shared by threads.
+    // 40 classes and 2048 features: large enough that a step is shared by threads.
     let x = Array2::from_shape_fn((300, 2048), |(row, feature)| ((row * 37 + feature * 101) % 97) as f32 / 97.0);
     let labels: Vec<_> = (0..300).map(|row| Some((row * 7) % 40)).collect();
     let classes: Vec<String> = (0..40).map(|class| class.to_string()).collect();

@@ -310,8 +310,8 @@ impl<'s> LeastSquares<'s> {
             rest = after;
             let blocks = place.par_chunks_mut(BLOCK_ROWS * l2s.len()).zip(order.par_chunks(BLOCK_ROWS));
             let found = blocks.map(|(leverages, rows)| {
-                let mut buffer = Vec::new();
-                source.rows(rows, &mut buffer);
+                let mut buffer = vec![0.0_f32; rows.len() * features];
+                rows.iter().zip(buffer.chunks_exact_mut(features)).for_each(|(&row, to)| source.copy_row(row, to));
                 let block = MatRef::from_column_major_slice(&buffer, features, rows.len());
                 let mut projections = product(vectors.transpose(), block);
                 projections.col_iter_mut().for_each(|column| column.iter_mut().for_each(|value| *value *= *value));
