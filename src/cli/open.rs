@@ -17,7 +17,7 @@ use crate::runtime::{Runtime, locate};
 #[derive(Clone, Debug, Args)]
 pub struct ClassifierArgs {
     /// A classifier.onnx that tlpipe export wrote, or any ONNX image classifier, or a model's name.
-    model: String,
+    pub(super) model: String,
     /// Images a batch of the network; 0 is as many as suit the image size.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=4096))]
     batch: u16,

@@ -21,7 +21,7 @@ use crate::deploy::predict::{
 use crate::deploy::{Classifier, DeployError};
 use crate::events::Event;
 use crate::persist::Draft;
-use crate::pipeline::{Interrupted, PipelineError};
+use crate::pipeline::{Interrupted, PipelineError, same_folder};
 
 /// Most bytes of an image on stdin.
 const MAX_STDIN: u64 = 512 << 20;
@@ -219,6 +219,13 @@ impl PredictArgs {
             } else {
                 inputs.add(path)?;
             }
+        }
+        let model = Path::new(&self.classifier.model);
+        let mut read = self.inputs.iter().chain(&listed).map(PathBuf::as_path).chain([model]);
+        if let Some(out) = &self.out
+            && read.any(|read| same_folder(out, read))
+        {
+            return usage(&format!("-o {}: this file is read; name another", out.display()));
         }
         for warning in inputs.warnings() {
             (shell.context.observe)(Event::Warned(warning.to_owned()));

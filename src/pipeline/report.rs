@@ -158,6 +158,7 @@ fn facts(pipeline: &Pipeline, store: &Store) -> Result<StoreFacts, StoreError> {
         fingerprint: manifest.source.fingerprint.clone(),
         path: pipeline.features.display().to_string(),
         key: manifest.key.clone(),
+        digest: manifest.digest(),
         splits: manifest.splits().into_iter().map(|split| SplitRows { rows: manifest.rows(&split), split }).collect(),
         quarantined: manifest.quarantined,
         quarantine: quarantine.map(|row| QuarantinedImage { id: row.id, split: row.split, error: row.error }).collect(),

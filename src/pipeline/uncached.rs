@@ -24,6 +24,9 @@ use crate::store::{Row, SplitFeatures, StoreError, as_read};
 /// Values that are gathered before they are summed up.
 const BLOCK_VALUES: usize = 32 << 20;
 
+/// How the folder of the features begins that are there for the time being.
+const SCRATCH: &str = ".features-";
+
 /// What one fit leaves.
 pub struct Uncached {
     /// The pipeline, with the folder of the features that are there for the time being.
@@ -53,8 +56,14 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
     }
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
+    // What a run that was killed has left.
+    for entry in std::fs::read_dir(&pipeline.run).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
     let scratch = tempfile::Builder::new()
-        .prefix(".features-")
+        .prefix(SCRATCH)
         .tempdir_in(&pipeline.run)
         .map_err(|source| RunError::Folder { path: pipeline.run.clone(), source })?;
     let on_scratch = Pipeline { features: scratch.path().to_owned(), ..pipeline.clone() };

@@ -8,6 +8,7 @@ use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::StoreFacts;
 use super::tables::{counts, scan};
 use crate::evaluate::mean_interval;
 use crate::run::RunDir;
@@ -128,12 +129,12 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    pub(super) fn read(run: &RunDir, store_key: &str) -> Self {
+    pub(super) fn read(run: &RunDir, store: &StoreFacts) -> Self {
         let mut notes = Vec::new();
         let l2_path = noted(&mut notes, rows(&run.file("l2_path.csv")), "l2_path.csv", "tlpipe fit-head");
         let shots = noted(&mut notes, rows(&run.file("shots.csv")), "shots.csv", "tlpipe fit-head --shots");
         let depths = noted(&mut notes, rows(&run.file("depths.csv")), "depths.csv", "tlpipe fit-head --depths");
-        let audit = noted(&mut notes, audit(run, store_key), "audit.json or audit.parquet", "tlpipe audit");
+        let audit = noted(&mut notes, audit(run, store), "audit.json or audit.parquet", "tlpipe audit");
         Self { l2_path, shots: repeated(shots), depths, audit, notes }
     }
 }
@@ -169,7 +170,7 @@ fn repeated(rows: Vec<ShotRow>) -> Vec<ShotFacts> {
 }
 
 /// The findings of an audit; none where there was none.
-fn audit(run: &RunDir, store_key: &str) -> Result<Option<AuditFacts>, String> {
+fn audit(run: &RunDir, store: &StoreFacts) -> Result<Option<AuditFacts>, String> {
     let (table, summary) = (run.file("audit.parquet"), run.file("audit.json"));
     if !table.exists() && !summary.exists() {
         return Ok(None);
@@ -178,8 +179,12 @@ fn audit(run: &RunDir, store_key: &str) -> Result<Option<AuditFacts>, String> {
         Ok(text) => serde_json::from_str(&text).map_err(|error| format!("audit.json: {error}"))?,
         Err(_) => Value::Null,
     };
-    if summary.get("store_key").and_then(Value::as_str).is_some_and(|key| key != store_key) {
+    let differs = |key: &str, own: &str| summary.get(key).and_then(Value::as_str).is_some_and(|found| found != own);
+    if differs("store_key", &store.key) {
         return Err("it is of other features than this run".into());
+    }
+    if differs("store_digest", &store.digest) {
+        return Err("it is of other images, or the features have changed since".into());
     }
     let mut found = if table.exists() { findings(&table).map_err(|error| error.to_string())? } else { BTreeMap::new() };
     let mut kinds = Vec::new();

@@ -201,7 +201,7 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Facts, ReportError> {
         1 => vec!["1 row has no label: it was predicted, but counts in no score.".into()],
         rows => vec![format!("{rows} rows have no label: they were predicted, but count in no score.")],
     };
-    let Beside { l2_path, shots, depths, audit, notes: unreadable } = Beside::read(inputs.run, &metrics.store_key);
+    let Beside { l2_path, shots, depths, audit, notes: unreadable } = Beside::read(inputs.run, &inputs.store);
     notes.extend(unreadable);
     let map = match (&examined, inputs.features) {
         (Some((examined, answers)), Some(features)) => {

@@ -84,6 +84,9 @@ pub struct StoreFacts {
     pub path: String,
     /// Key of the store.
     pub key: String,
+    /// Digest of its content.
+    #[serde(skip)]
+    pub digest: String,
     /// Rows of each split.
     pub splits: Vec<SplitRows>,
     /// Images that could not be used; `quarantine.parquet` names them.

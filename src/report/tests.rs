@@ -97,6 +97,7 @@ fn store() -> StoreFacts {
         fingerprint: "f00d".into(),
         path: "features/cifar10-96".into(),
         key: "key".into(),
+        digest: "digest".into(),
         splits: vec![SplitRows { split: "train".into(), rows: 50_000 }],
         quarantined: 0,
         quarantine: Vec::new(),
@@ -434,6 +435,10 @@ fn what_stands_beside_the_head_is_shown_and_what_is_damaged_noted() {
     assert_eq!(facts.audit.unwrap().count("leak"), 3);
     assert!(page.contains("remove &lt;them&gt;") && page.contains("Leaks between train and test"));
     assert!(facts.standouts.iter().any(|standout| standout.kind == "leaks"), "{:?}", facts.standouts);
+    let stale = summary.replace("\"schema\": 1", "\"schema\": 1, \"store_digest\": \"older\"");
+    fixture.run.write("audit.json", stale.as_bytes()).unwrap();
+    let facts = fixture.report().1.facts;
+    assert!(facts.audit.is_none() && facts.notes.iter().any(|note| note.contains("changed since")), "{:?}", facts.notes);
     fixture.run.write("audit.json", b"{").unwrap();
     fixture.run.write("shots.csv", b"shots\nmany\n").unwrap();
     let facts = fixture.report().1.facts;

@@ -141,6 +141,7 @@ fn what_cannot_be_is_said_before_anything_is_done() {
     says(1, &["m.onnx", "empty"], "empty: no images here (1 .txt)");
     says(1, &["m.onnx", "photos/*.gif"], "photos/*.gif: no such file or folder");
     says(1, &["m.onnx", "photos", "-o", "gone/p.csv"], "gone/p.csv: cannot be written");
+    says(2, &["m.onnx", "photos", "-o", "m.onnx"], "this file is read");
     says(1, &["m.onnx", "photos", "-o", "empty"], "empty: cannot be written");
     says(1, &["nothing.onnx", "photos"], "nothing.onnx");
     fs::write(scratch.path("text.onnx"), "just a text").unwrap();
