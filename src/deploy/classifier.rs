@@ -14,7 +14,7 @@ use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES};
 use crate::assets::Located;
 use crate::evaluate::softmax;
 use crate::extract::prepare::{Picture, Preparer};
-use crate::extract::{PixelScale, suited_batch};
+use crate::extract::{PixelScale, portions, suited_batch};
 use crate::image::{ImageSpec, Resize, RgbImage, Views, Window};
 use crate::onnx::Model;
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
@@ -116,7 +116,7 @@ impl Classifier {
             None => (&*bytes, runtime.graph(&bytes, &options)?),
         };
         let mut graphs = vec![graph];
-        while graphs[0].takes_turns() && graphs[0].provider() != "CUDA" && graphs.len() < opening.threads {
+        while graphs[0].takes_turns() && graphs[0].on_processor() && graphs.len() < opening.threads {
             graphs.push(runtime.graph(network, &options)?);
         }
         let reading = match &metadata {
@@ -124,7 +124,7 @@ impl Classifier {
             None => foreign::describe(&model, located, &opening.hints)?,
         };
         let batch = match opening.batch {
-            0 => suited_batch(reading.spec.side, graphs[0].provider() != "CUDA"),
+            0 => suited_batch(reading.spec.side, graphs[0].on_processor()),
             batch => batch,
         };
         let stem = located.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -299,24 +299,6 @@ fn behind_resize(model: &Model, metadata: &Metadata) -> Option<Model> {
     resizes.then(|| model.fed_at(TENSOR, [a, b, c])).flatten()
 }
 
-/// Batches of `batch` images, and how many of each are no filling: a network of fixed batch size takes nothing else.
-fn portions<T: Copy + Default>(
-    values: &[T],
-    image: usize,
-    batch: usize,
-) -> impl Iterator<Item = (std::borrow::Cow<'_, [T]>, usize)> {
-    let length = image * batch;
-    values.chunks(length.max(1)).map(move |portion| {
-        let images = portion.len() / image.max(1);
-        if portion.len() == length {
-            return (portion.into(), images);
-        }
-        let mut filled = portion.to_vec();
-        filled.resize(length, T::default());
-        (filled.into(), images)
-    })
-}
-
 /// Images on their way into a batch.
 pub struct Loader {
     preparer: Preparer,
@@ -389,18 +371,5 @@ impl Loader {
 impl fmt::Debug for Loader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loader").field("images", &self.images).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_portion_is_filled_up() {
-        let found: Vec<_> = portions(&[1, 2, 3, 4, 5, 6], 2, 2).map(|(portion, images)| (portion.into_owned(), images)).collect();
-        assert_eq!(found, [(vec![1, 2, 3, 4], 2), (vec![5, 6, 0, 0], 1)]);
-        let whole: Vec<_> = portions(&[1, 2, 3], 1, 3).map(|(portion, images)| (portion.into_owned(), images)).collect();
-        assert_eq!(whole, [(vec![1, 2, 3], 3)]);
     }
 }

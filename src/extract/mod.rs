@@ -20,6 +20,7 @@ pub(crate) use backbone::{expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
 pub(crate) use engine::suited_batch;
 pub use engine::{Ended, Plan, Taker, extract, extract_beside};
+pub(crate) use network::portions;
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;

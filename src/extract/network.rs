@@ -61,13 +61,8 @@ pub(super) fn infer(plan: &Plan<'_>, session: &Session, tensor: &[f32], images: 
         None => session.run(tensor, plan.spec.shape(images))?,
         Some(batch) => {
             let mut features = Vec::new();
-            let values = batch * plan.spec.values();
-            for portion in tensor.chunks(values) {
-                let mut filled_up = Cow::Borrowed(portion);
-                if portion.len() < values {
-                    filled_up.to_mut().resize(values, 0.0);
-                }
-                features.extend(session.run(&filled_up, plan.spec.shape(batch))?);
+            for (portion, _) in portions(tensor, plan.spec.values(), batch) {
+                features.extend(session.run(&portion, plan.spec.shape(batch))?);
             }
             features
         }
@@ -79,4 +74,35 @@ pub(super) fn infer(plan: &Plan<'_>, session: &Session, tensor: &[f32], images: 
     }
     features.truncate(images * expected);
     Ok(features)
+}
+
+/// Batches of `batch` images, and how many of each are no filling: a network of fixed batch size takes nothing else.
+pub(crate) fn portions<T: Copy + Default>(
+    values: &[T],
+    image: usize,
+    batch: usize,
+) -> impl Iterator<Item = (Cow<'_, [T]>, usize)> {
+    let length = image * batch;
+    values.chunks(length.max(1)).map(move |portion| {
+        let images = portion.len() / image.max(1);
+        if portion.len() == length {
+            return (portion.into(), images);
+        }
+        let mut filled = portion.to_vec();
+        filled.resize(length, T::default());
+        (filled.into(), images)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_portion_is_filled_up() {
+        let found: Vec<_> = portions(&[1, 2, 3, 4, 5, 6], 2, 2).map(|(portion, images)| (portion.into_owned(), images)).collect();
+        assert_eq!(found, [(vec![1, 2, 3, 4], 2), (vec![5, 6, 0, 0], 1)]);
+        let whole: Vec<_> = portions(&[1, 2, 3], 1, 3).map(|(portion, images)| (portion.into_owned(), images)).collect();
+        assert_eq!(whole, [(vec![1, 2, 3], 3)]);
+    }
 }

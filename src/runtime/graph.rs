@@ -114,6 +114,11 @@ impl Graph {
         self.opened.takes_turns()
     }
 
+    /// Whether it computes on the processor.
+    pub fn on_processor(&self) -> bool {
+        self.opened.on_processor()
+    }
+
     /// What it runs on: `CPU`, `CUDA` or `OpenVINO`.
     pub fn provider(&self) -> &'static str {
         self.opened.build.provider()

@@ -114,6 +114,11 @@ impl Opened {
         self.network.0.outputs()
     }
 
+    /// Whether it computes on the processor.
+    pub(super) fn on_processor(&self) -> bool {
+        self.build != Build::Cuda
+    }
+
     /// Whether only one thread at a time can run it.
     pub(super) fn takes_turns(&self) -> bool {
         !matches!(self.runs, Runs::Together)

@@ -10,7 +10,7 @@ use ort::value::{TensorElementType, ValueType};
 
 use super::graph::Images;
 use super::opened::{Element, Opened, c_name, element, reason};
-use super::{Build, Compute, RuntimeError};
+use super::{Compute, RuntimeError};
 
 /// How to run a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl Session {
 
     /// Whether it computes on the processor, in threads of its own.
     pub fn on_processor(&self) -> bool {
-        self.opened.build != Build::Cuda
+        self.opened.on_processor()
     }
 
     /// Whether only one thread at a time can run it, so that more threads want more sessions.
