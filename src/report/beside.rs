@@ -6,12 +6,12 @@ use std::path::Path;
 
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::StoreFacts;
 use super::tables::{counts, scan};
+use crate::audit::{Curve, KindSummary};
 use crate::evaluate::mean_interval;
-use crate::run::RunDir;
+use crate::run::{AUDIT_FINDINGS, RunDir};
 
 /// Findings of a kind that are kept and shown.
 const SHOWN: usize = 12;
@@ -107,8 +107,8 @@ pub struct AuditRow {
 pub struct AuditFacts {
     /// Kinds in the order of `audit.json`.
     pub kinds: Vec<AuditKind>,
-    /// `data_curve` of `audit.json` as it is.
-    pub data_curve: Option<Value>,
+    /// Error against the number of training images.
+    pub data_curve: Option<Curve>,
 }
 
 impl AuditFacts {
@@ -171,36 +171,30 @@ fn repeated(rows: Vec<ShotRow>) -> Vec<ShotFacts> {
 
 /// The findings of an audit; none where there was none.
 fn audit(run: &RunDir, store: &StoreFacts) -> Result<Option<AuditFacts>, String> {
-    let (table, summary) = (run.file("audit.parquet"), run.file("audit.json"));
-    if !table.exists() && !summary.exists() {
+    let table = run.file(AUDIT_FINDINGS);
+    let summary = run.audit().map_err(|error| error.to_string())?;
+    if summary.is_none() && !table.exists() {
         return Ok(None);
     }
-    let summary: Value = match std::fs::read_to_string(&summary) {
-        Ok(text) => serde_json::from_str(&text).map_err(|error| format!("audit.json: {error}"))?,
-        Err(_) => Value::Null,
-    };
-    let differs = |key: &str, own: &str| summary.get(key).and_then(Value::as_str).is_some_and(|found| found != own);
-    if differs("store_key", &store.key) {
-        return Err("it is of other features than this run".into());
-    }
-    if differs("store_digest", &store.digest) {
-        return Err("it is of other images, or the features have changed since".into());
+    if let Some(summary) = &summary {
+        if summary.store_key != store.key {
+            return Err("it is of other features than this run".into());
+        }
+        if summary.store_digest != store.digest {
+            return Err("it is of other images, or the features have changed since".into());
+        }
     }
     let mut found = if table.exists() { findings(&table).map_err(|error| error.to_string())? } else { BTreeMap::new() };
-    let mut kinds = Vec::new();
-    for listed in summary.get("findings").and_then(Value::as_array).into_iter().flatten() {
-        let Some(kind) = listed.get("kind").and_then(Value::as_str) else { continue };
-        let (counted, strongest) = found.remove(kind).unwrap_or_default();
-        let count = listed.get("count").and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
-        let text = |key: &str| listed.get(key).and_then(Value::as_str).map(str::to_owned);
-        let (suggestion, skipped) = (text("suggestion"), text("skipped"));
-        kinds.push(AuditKind { kind: kind.to_owned(), count: count.unwrap_or(counted), suggestion, skipped, strongest });
+    let (listed, data_curve) = summary.map(|summary| (summary.findings, summary.data_curve)).unwrap_or_default();
+    let mut kinds = Vec::with_capacity(listed.len());
+    for KindSummary { kind, count, suggestion, skipped, .. } in listed {
+        let strongest = found.remove(&kind).map(|(_, strongest)| strongest).unwrap_or_default();
+        kinds.push(AuditKind { kind, count, suggestion, skipped, strongest });
     }
     kinds.extend(found.into_iter().map(|(kind, (count, strongest))| {
         let suggestion = strongest.first().and_then(|row| row.suggestion.clone());
         AuditKind { kind, count, suggestion, skipped: None, strongest }
     }));
-    let data_curve = summary.get("data_curve").filter(|curve| !curve.is_null()).cloned();
     Ok(Some(AuditFacts { kinds, data_curve }))
 }
 

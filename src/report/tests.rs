@@ -2,6 +2,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
@@ -62,7 +63,7 @@ fn fixture(classes: &[&str], rows: &[Row]) -> Fixture {
         sweep: None,
         update: None,
         baselines: Vec::new(),
-        head: serde_json::json!({"epochs": 2, "learning_rate": 1e-3, "l2": null}),
+        head: json!({"epochs": 2, "learning_rate": 1e-3, "l2": null}),
     };
     run.write_history(&[epoch(1, 1.5), epoch(2, 0.75)]).unwrap();
     run.write_metrics(&metrics).unwrap();
@@ -259,7 +260,7 @@ fn class_names_and_ids_are_text_and_keep_their_direction() {
     assert_eq!(page.matches("<script").count(), 2, "the data and the script");
     let data = page.split_once("id=\"data\">").unwrap().1.split_once("</script>").unwrap().0;
     let data: serde_json::Value = serde_json::from_str(data).unwrap();
-    assert_eq!(data["classes"], serde_json::json!(names));
+    assert_eq!(data["classes"], json!(names));
     assert!(page.contains("<bdi>&lt;script&gt;alert(&#x27;x&#x27;)&lt;&#x2f;script&gt;</bdi>"));
     assert!(page.contains("<bdi>קלמנטינה</bdi>") && page.contains("<bdi>🦉 &amp; co</bdi>"));
 }
@@ -346,7 +347,7 @@ fn a_head_of_one_step_has_no_curves() {
     fixture.run.write_history(&[epoch(1, 0.5)]).unwrap();
     let mut metrics = fixture.run.metrics().unwrap();
     (metrics.solver, metrics.l2) = ("ridge".into(), 1e-2);
-    metrics.head = serde_json::json!({"solver": "ridge", "l2": null, "refit": true, "budget": 512});
+    metrics.head = json!({"solver": "ridge", "l2": null, "refit": true, "budget": 512});
     fixture.run.write_metrics(&metrics).unwrap();
     let path =
         "l2,leave_one_out_error,leave_one_out_accuracy,holdout_error,holdout_accuracy\n0.001,0.5,,0.4,0.7\n0.01,0.4,,0.3,0.8\n";
@@ -425,9 +426,22 @@ fn what_stands_beside_the_head_is_shown_and_what_is_damaged_noted() {
     let fixture = fixture(&["cat", "dog", "owl"], &PETS);
     fixture.run.write("shots.csv", b"shots,repeat,rows,accuracy\n5,1,15,0.5\n5,2,15,0.7\n1,1,3,0.4\n").unwrap();
     fixture.run.write("depths.csv", b"tensor,width,used,validation_accuracy,test_accuracy,seconds\npool,6,4,0.5,,0.1\n").unwrap();
-    let summary =
-        r#"{"schema": 1, "findings": [{"kind": "leak", "count": 3, "suggestion": "remove <them>"}], "data_curve": null}"#;
-    fixture.run.write("audit.json", summary.as_bytes()).unwrap();
+    let leaks = json!({
+        "kind": "leak", "of": "image", "count": 3, "strongest": null, "suggestion": "remove <them>", "skipped": null
+    });
+    let summary = json!({
+        "schema": 1, "store_key": "key", "store_digest": "digest", "tlpipe": "0.1.0", "images": 5, "input_size": 96, "splits": [],
+        "findings": [leaks], "exact_leaks": 3, "labels": null, "classes": [], "balance": null, "data_curve": null,
+        "features": {"width": 1280, "dead": [], "constant": [], "rare": []},
+        "thresholds": {"near": 0.5, "scale_neighbour": 10, "outlier": null, "small": 0.5, "few": 20, "imbalance": 10.0},
+        "seconds": {"load": 0.0, "neighbours": 0.0, "labels": 0.0, "rest": 0.0, "data_curve": 0.0, "all": 0.0}
+    });
+    let audited = |key: &str, value: serde_json::Value| {
+        let mut summary = summary.clone();
+        summary[key] = value;
+        fixture.run.write("audit.json", summary.to_string().as_bytes()).unwrap();
+    };
+    audited("schema", json!(1));
     let (page, written) = fixture.report();
     let facts = written.facts;
     assert_eq!(facts.shots.iter().map(|shots| (shots.shots, shots.repeats)).collect::<Vec<_>>(), [(1, 1), (5, 2)]);
@@ -435,8 +449,9 @@ fn what_stands_beside_the_head_is_shown_and_what_is_damaged_noted() {
     assert_eq!(facts.audit.unwrap().count("leak"), 3);
     assert!(page.contains("remove &lt;them&gt;") && page.contains("Leaks between train and test"));
     assert!(facts.standouts.iter().any(|standout| standout.kind == "leaks"), "{:?}", facts.standouts);
-    let stale = summary.replace("\"schema\": 1", "\"schema\": 1, \"store_digest\": \"older\"");
-    fixture.run.write("audit.json", stale.as_bytes()).unwrap();
+    audited("data_curve", json!("later"));
+    assert!(fixture.report().1.facts.audit.is_none());
+    audited("store_digest", json!("older"));
     let facts = fixture.report().1.facts;
     assert!(facts.audit.is_none() && facts.notes.iter().any(|note| note.contains("changed since")), "{:?}", facts.notes);
     fixture.run.write("audit.json", b"{").unwrap();
