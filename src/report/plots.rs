@@ -3,6 +3,8 @@
 //! plotters knows only fixed colours, the page has a light and a dark theme: each role below is drawn in a colour of its own that is
 //! then replaced by the page's CSS variable for that role. Text takes the page's font.
 
+use std::ops::Range;
+
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -98,26 +100,9 @@ pub(super) fn lines(label: &str, lines: &[Line], across: Scale, up: Scale) -> Re
     let pad = if high > low { (high - low) * 0.06 } else { high.abs().max(1.0) * 0.05 };
     let range = if last > first { first..last } else { first - 1.0..last + 1.0 };
     let drawn = svg((440, 260), |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin_top(10 * SCALE)
-            .margin_right(14 * SCALE)
-            .x_label_area_size(24 * SCALE)
-            .y_label_area_size(46 * SCALE)
-            .build_cartesian_2d(range, low - pad..high + pad)
-            .map_err(|error| failed(&error))?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .bold_line_style(GRID.stroke_width(SCALE))
-            .light_line_style(TRANSPARENT)
-            .axis_style(GRID.stroke_width(SCALE))
-            .label_style(text())
-            .x_labels(8)
-            .y_labels(5)
-            .x_label_formatter(&|value| across.write(*value))
-            .y_label_formatter(&|value| up.write(*value))
-            .draw()
-            .map_err(|error| failed(&error))?;
+        let (across, up) = (|value: &f64| across.write(*value), |value: &f64| up.write(*value));
+        let frame = Frame { right: 14, labels: (8, 5), across: &across, up: &up };
+        let mut chart = frame.around(root, range, low - pad..high + pad)?;
         for line in &lines {
             let drawn = LineSeries::new(line.points.iter().copied(), line.colour.stroke_width(2 * SCALE));
             chart.draw_series(drawn).map_err(|error| failed(&error))?;
@@ -178,33 +163,57 @@ pub(super) fn histogram(label: &str, bins: &[Bin]) -> Result<String, ReportError
     Ok(themed(&drawn, label))
 }
 
-type UnitChart<'a, 'b> =
+type Chart<'a, 'b> =
     ChartContext<'a, SVGBackend<'b>, Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>>;
 
+/// What stands around a chart.
+struct Frame<'f> {
+    /// Room at the right, in units of [`SCALE`].
+    right: u32,
+    /// Labels across and up, about.
+    labels: (usize, usize),
+    across: &'f dyn Fn(&f64) -> String,
+    up: &'f dyn Fn(&f64) -> String,
+}
+
+impl Frame<'_> {
+    /// A chart of these ranges with nothing in it yet.
+    fn around<'a, 'b>(
+        &self,
+        root: &'a DrawingArea<SVGBackend<'b>, Shift>,
+        across: Range<f64>,
+        up: Range<f64>,
+    ) -> Result<Chart<'a, 'b>, ReportError> {
+        let mut chart = ChartBuilder::on(root)
+            .margin_top(10 * SCALE)
+            .margin_right(self.right * SCALE)
+            .x_label_area_size(24 * SCALE)
+            .y_label_area_size(46 * SCALE)
+            .build_cartesian_2d(across, up)
+            .map_err(|error| failed(&error))?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .bold_line_style(GRID.stroke_width(SCALE))
+            .light_line_style(TRANSPARENT)
+            .axis_style(GRID.stroke_width(SCALE))
+            .label_style(text())
+            .x_labels(self.labels.0)
+            .y_labels(self.labels.1)
+            .x_label_formatter(self.across)
+            .y_label_formatter(self.up)
+            .draw()
+            .map_err(|error| failed(&error))?;
+        Ok(chart)
+    }
+}
+
 /// A chart of shares over shares from 0 to 1.
-fn unit_chart<'a, 'b>(root: &'a DrawingArea<SVGBackend<'b>, Shift>, highest: f64) -> Result<UnitChart<'a, 'b>, ReportError> {
-    let mut chart = ChartBuilder::on(root)
-        .margin_top(10 * SCALE)
-        .margin_right(22 * SCALE)
-        .x_label_area_size(24 * SCALE)
-        .y_label_area_size(46 * SCALE)
-        .build_cartesian_2d(0.0..1.0, 0.0..highest)
-        .map_err(|error| failed(&error))?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .bold_line_style(GRID.stroke_width(SCALE))
-        .light_line_style(TRANSPARENT)
-        .axis_style(GRID.stroke_width(SCALE))
-        .label_style(text())
-        .x_labels(6)
-        .y_labels(6)
-        .x_label_formatter(&|value| Scale::Percent.write(*value))
-        // Nought is below the other axis already.
-        .y_label_formatter(&|value| if *value == 0.0 { String::new() } else { Scale::Percent.write(*value) })
-        .draw()
-        .map_err(|error| failed(&error))?;
-    Ok(chart)
+fn unit_chart<'a, 'b>(root: &'a DrawingArea<SVGBackend<'b>, Shift>, highest: f64) -> Result<Chart<'a, 'b>, ReportError> {
+    let across = |value: &f64| Scale::Percent.write(*value);
+    // Nought is below the other axis already.
+    let up = |value: &f64| if *value == 0.0 { String::new() } else { Scale::Percent.write(*value) };
+    Frame { right: 22, labels: (6, 6), across: &across, up: &up }.around(root, 0.0..1.0, 0.0..highest)
 }
 
 /// A point of the map.
