@@ -44,21 +44,19 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let tell_stage = |text: String| if output.quiet { Ok(()) } else { tell(text) };
 
     let (uncached, cached);
-    let (used, extracted, fit) = if args.no_cache {
+    let (used, extracted, fit, extract_seconds) = if args.no_cache {
         uncached = pipeline::fit_uncached(&pipeline, context)?;
-        (&uncached.pipeline, &uncached.extracted, &uncached.fit)
+        let seconds = uncached.extracted.manifest.extraction.as_ref().map_or(0.0, |figures| figures.seconds);
+        (&uncached.pipeline, &uncached.extracted, &uncached.fit, seconds)
     } else {
         let extracted = pipeline::extract(&pipeline, context, args.rebuild, Goal::Head)?;
-        tell_stage(stage("extract", extracted.outcome, started.elapsed().as_secs_f64()))?;
+        let seconds = started.elapsed().as_secs_f64();
+        tell_stage(stage("extract", extracted.outcome, seconds))?;
         tell(extract::summary(&extracted))?;
         cached = (extracted, fit_head::fit(&pipeline, shell, false)?.without_features());
-        (&pipeline, &cached.0, &cached.1)
+        (&pipeline, &cached.0, &cached.1, seconds)
     };
-    let fitted_seconds = started.elapsed().as_secs_f64();
-    let figures = extracted.manifest.extraction.as_ref();
-    let extract_seconds =
-        if extracted.outcome == StageOutcome::Ran { figures.map_or(0.0, |figures| figures.seconds) } else { 0.0 };
-    let fit_seconds = fitted_seconds - extract_seconds;
+    let fit_seconds = started.elapsed().as_secs_f64() - extract_seconds;
     tell_stage(stage("fit-head", fit.outcome, fit_seconds))?;
     tell(fit_head::summary(&pipeline, fit))?;
 
