@@ -69,6 +69,14 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
     let on_scratch = Pipeline { features: scratch.path().to_owned(), ..pipeline.clone() };
     let images = Images::open(&on_scratch, context, Goal::Head)?;
     let (held, warnings) = held_out(&images.dataset, &params)?;
+    let nothing_held = || HeadError::Parameter {
+        name: "validation_split",
+        found: params.validation_split.to_string(),
+        expected: "a share above 0: with --no-cache the images held out choose the strength of L2",
+    };
+    if held.split == "train" && held.ids.is_empty() {
+        return Err(nothing_held().into());
+    }
     let (runtime, plan) = images.start(&on_scratch, context, "extract")?;
 
     let mut sums = Sums::new(images.backbone.width(), images.dataset.classes().len());
@@ -100,12 +108,7 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
     let has = |name: &str| manifest.splits().iter().any(|split| split == name);
     let load = |split: &'static str| -> Result<SplitFeatures, StoreError> { store.load(&[split]) };
     if !has(held.split) {
-        return Err(HeadError::Parameter {
-            name: "validation_split",
-            found: params.validation_split.to_string(),
-            expected: "a share above 0: with --no-cache the images held out choose the strength of L2",
-        }
-        .into());
+        return Err(nothing_held().into());
     }
     let fitting = Summed { rows: load(held.split)?, statistics: Mutex::new(Some(statistics)), summed };
     let test = if has("test") { Some(Summed::of(load("test")?)) } else { None };
