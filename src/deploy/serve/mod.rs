@@ -27,6 +27,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use minijinja::HtmlEscape;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
@@ -108,7 +109,7 @@ impl Server {
 /// When the operating system gives no threads.
 pub fn serve(bound: Bound, classifier: Classifier, threads: usize, limits: Limits, stop: &AtomicBool) -> Result<(), DeployError> {
     let system = DeployError::System;
-    let page = include_str!("page.html").replace(NAME, &escaped(classifier.name()));
+    let page = include_str!("page.html").replace(NAME, &HtmlEscape(classifier.name()).to_string());
     let server = Arc::new(Server {
         queue: Queue::new(limits.queue),
         metrics: Metrics::default(),
@@ -210,9 +211,4 @@ async fn turn_away(mut stream: TcpStream) {
     const TEXT: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     // It is gone, then.
     let _ = tokio::time::timeout(Duration::from_secs(1), stream.write_all(TEXT)).await;
-}
-
-/// A text as HTML shows it.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
