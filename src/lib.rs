@@ -40,6 +40,7 @@ pub mod audit;
 pub mod cli;
 pub mod dataset;
 pub mod deploy;
+pub mod embed;
 pub mod evaluate;
 pub mod events;
 pub mod extract;

@@ -5,6 +5,7 @@ mod bench;
 mod compare;
 mod data;
 mod doctor;
+mod embed;
 mod export;
 mod extract;
 mod fit_head;
@@ -18,6 +19,7 @@ mod run;
 mod say;
 mod serve;
 mod shell;
+mod store;
 mod summary;
 mod verify;
 
@@ -30,7 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::assets::Search;
 use crate::pipeline::{Context, PipelineError};
 use options::RuntimeArgs;
-use progress::Progress;
+use progress::{Form, Progress};
 use shell::Shell;
 
 /// Exit status of a command that was interrupted; what was done is kept.
@@ -106,12 +108,17 @@ enum Command {
     Predict(predict::PredictArgs),
     /// The same over HTTP.
     Serve(serve::ServeArgs),
+    /// Images in, embeddings out, as an Arrow stream: stage 1 for a cluster engine.
+    Embed(embed::EmbedArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(subcommand)]
     Models(models::ModelsCommand),
     /// Data sets: list, fetch, inspect, synth.
     #[command(subcommand)]
     Data(data::DataCommand),
+    /// Feature stores: adopt.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Which ONNX Runtime, providers, caches and assets would be used, and why.
     Doctor(doctor::DoctorArgs),
 }
@@ -136,7 +143,9 @@ pub fn main() -> ExitCode {
             error.exit();
         }
     };
-    let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose);
+    let is_stream = matches!(cli.command, Command::Embed(_));
+    let form = if is_stream { Form::Json } else { Form::Text };
+    let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose, form);
     if let Err(error) = watch_signals(&progress) {
         progress.warn(&format!("Ctrl-C cannot be caught ({error}): it will end at once"));
     }
@@ -147,9 +156,9 @@ pub fn main() -> ExitCode {
     progress.clear();
     let status = status(&error);
     let text = say::chain(&error);
-    say::error(&text);
-    // One object, and that was the result.
-    if cli.global.json && !error.is::<predict::SomeFailed>() {
+    progress.fail(&text);
+    // One object, and that was the result; a stream is none.
+    if cli.global.json && !is_stream && !error.is::<predict::SomeFailed>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -192,8 +201,10 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Verify(args) => verify::main(args, &shell),
         Command::Predict(args) => predict::main(args, &shell),
         Command::Serve(args) => serve::main(args, &shell),
+        Command::Embed(args) => embed::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
+        Command::Store(command) => store::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),
     }
 }

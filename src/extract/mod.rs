@@ -12,15 +12,16 @@ pub(crate) mod prepare;
 mod sample;
 mod slice;
 mod tally;
+pub(crate) mod worker;
 
 use std::path::PathBuf;
 
 pub use backbone::{Backbone, BackboneError, PixelScale};
 pub(crate) use backbone::{expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
-pub(crate) use engine::suited_batch;
 pub use engine::{Ended, Plan, Taker, extract, extract_beside};
-pub(crate) use network::portions;
+pub use network::Network;
+pub(crate) use network::{portions, say_where, sessions, suited_batch, try_out};
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;

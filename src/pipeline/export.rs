@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::extract::open_backbone;
+use super::keys::{differences, parts_of};
 use super::{Context, DataSettings, Pipeline, PipelineError, open_dataset};
-use crate::assets::{Finder, Located};
+use crate::assets::Located;
 use crate::dataset::Dataset;
 use crate::deploy::{
     self, Bound, CARD, Card, Columns, Comparison, DeployError, Deployed, InputKind, LABELS, MergeOptions, Metadata,
@@ -20,8 +22,8 @@ use crate::image::{ImageSpec, Views};
 use crate::onnx::{self, Layers, Model};
 use crate::persist::persist;
 use crate::run::{Metrics, Predictions, RunDir};
-use crate::runtime::{Compute, Precision, Runtime, locate};
-use crate::store::{Dtype, KeyParts, Manifest, Segment, Store, Transform};
+use crate::runtime::{Compute, Runtime, locate};
+use crate::store::{Dtype, KeyParts, Segment, Store, Transform};
 
 /// Images that the ranges of activations are taken from.
 const CALIBRATION: usize = 128;
@@ -188,29 +190,11 @@ impl Made {
             }
             data.source = Some(manifest.source.name.clone());
         }
-        let located = Finder::new(context.search.clone())?.model(&settings.model, context.observe)?;
-        let backbone = Backbone::load(&located, settings.cut.as_deref(), &settings.layers, settings.pixels)?;
-        let spec = ImageSpec {
-            side: settings.input_size.unwrap_or_else(|| backbone.native_side()),
-            resize: settings.resize,
-            pixels: backbone.pixels().clone(),
-            views: settings.views,
-        };
-        backbone.check_side(spec.side)?;
-        let providers = ["cpu", "cuda", "openvino"];
-        let precisions = [Precision::Fp32, Precision::Bf16];
-        let kinds = [Dtype::Float32, Dtype::Float16];
-        let key = providers.iter().flat_map(|provider| precisions.map(|precision| (*provider, precision)));
-        let mut keys =
-            key.flat_map(|(provider, precision)| kinds.map(|kind| backbone.key_parts(&spec, kind, provider, precision)));
-        match keys.find(|parts| parts.key() == head.store_key()) {
+        let (located, backbone, spec) = open_backbone(&settings, context)?;
+        match parts_of(head.store_key(), &backbone, &spec) {
             Some(key) => Ok(Self { backbone, located, spec, key, data }),
             None => {
-                let wanted = |manifest: &Manifest| {
-                    let KeyParts { provider, precision, dtype, .. } = manifest.key_parts.clone();
-                    KeyParts { provider, precision, dtype, ..backbone.key_parts(&spec, dtype, "cpu", Precision::Fp32) }
-                };
-                let differences = of_head.map(|manifest| manifest.key_parts.differences(&wanted(manifest)));
+                let differences = of_head.map(|manifest| differences(&manifest.key_parts, &backbone, &spec));
                 let differences = differences.map(|lines| lines.join("\n  ")).unwrap_or_else(|| {
                     format!("the head's key is {}, and {} gives another one", head.store_key(), backbone.file().display())
                 });

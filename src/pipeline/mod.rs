@@ -1,15 +1,18 @@
 //! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
 
+mod adopt;
 mod audit;
 mod compare;
 mod data_curve;
 mod depths;
+mod embed;
 mod export;
 mod extract;
 mod extras;
 mod fit;
 #[cfg(test)]
 mod fixture;
+mod keys;
 mod outcome;
 mod proof;
 mod report;
@@ -25,9 +28,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use adopt::adopt;
 pub use audit::{AuditPlan, Audited, audit};
 pub use compare::compare;
 pub use depths::{Depth, depths};
+pub use embed::embed;
 pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
@@ -206,6 +211,12 @@ pub enum PipelineError {
     /// A classifier cannot be made or does not answer as it did.
     #[error(transparent)]
     Deploy(#[from] crate::deploy::DeployError),
+    /// A stream of images cannot be answered.
+    #[error(transparent)]
+    Embed(#[from] crate::embed::EmbedError),
+    /// What an engine wrote cannot be adopted.
+    #[error(transparent)]
+    Adopt(#[from] crate::store::adopt::AdoptError),
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -215,6 +226,11 @@ impl PipelineError {
     /// Whether the user asked for something that cannot be, rather than something having failed.
     pub fn is_usage(&self) -> bool {
         use crate::head::HeadError;
+        match self {
+            Self::Embed(error) => return error.is_usage(),
+            Self::Adopt(error) => return error.is_usage(),
+            _ => {}
+        }
         matches!(
             self,
             Self::Settings { .. }

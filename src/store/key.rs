@@ -72,6 +72,12 @@ impl KeyParts {
             .collect()
     }
 
+    /// One line for each part in which two keys differ.
+    pub(super) fn between(&self, other: &Self) -> Vec<String> {
+        let pairs = self.named().into_iter().zip(other.named());
+        pairs.filter(|(one, other)| one != other).map(|((name, one), (_, other))| format!("{name}: {one} and {other}")).collect()
+    }
+
     fn named(&self) -> [(&'static str, String); 10] {
         [
             ("backbone", self.backbone.clone()),

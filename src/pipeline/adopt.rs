@@ -1,0 +1,66 @@
+//! Rows that a cluster engine wrote become the features of a pipeline.
+
+use std::path::Path;
+
+use super::extract::open_backbone;
+use super::keys::{differences, parts_of};
+use super::{Context, PipelineError, Settings};
+use crate::store::adopt::{AdoptError, AdoptOptions, Adopted, Found, adopt as take, look, resume};
+use crate::store::exchange::Provenance;
+
+/// Makes a feature store of what an engine wrote. Where `settings` are given, the rows must have been made with them; where the rows do
+/// not say how they were made, `usual` settings are tried.
+///
+/// # Errors
+/// When the rows cannot be adopted, or were made in another way.
+pub fn adopt(
+    dir: &Path,
+    options: &AdoptOptions,
+    settings: Option<&Settings>,
+    usual: &Settings,
+    context: &Context<'_>,
+) -> Result<Adopted, PipelineError> {
+    if let Some(adopted) = resume(options.features.as_deref().unwrap_or(dir))? {
+        return Ok(adopted);
+    }
+    let found = look(dir)?;
+    let provenance = match (found.provenance(), settings) {
+        (Some(provenance), None) => provenance.clone(),
+        (said, settings) => explained(&found, said, settings.unwrap_or(usual), context)?,
+    };
+    Ok(take(&found, &provenance, options, context.observe)?)
+}
+
+/// How features of this key come about by these settings.
+fn explained(
+    found: &Found,
+    said: Option<&Provenance>,
+    settings: &Settings,
+    context: &Context<'_>,
+) -> Result<Provenance, PipelineError> {
+    settings.check_ranges()?;
+    let unexplained =
+        |reason: String| AdoptError::Unexplained { dir: found.dir().to_owned(), key: found.key().to_owned(), reason };
+    let (_, backbone, spec) = open_backbone(&settings.backbone, context).map_err(|error| match said {
+        Some(_) => error,
+        None => unexplained(error.to_string()).into(),
+    })?;
+    let Some(key_parts) = parts_of(found.key(), &backbone, &spec) else {
+        return Err(match said {
+            Some(said) => {
+                AdoptError::Otherwise { dir: found.dir().to_owned(), differences: differences(&said.key_parts, &backbone, &spec) }
+            }
+            None => unexplained(format!("{} at {} px gives other keys", backbone.file().display(), spec.side)),
+        }
+        .into());
+    };
+    if let Some(said) = said {
+        return Ok(said.clone());
+    }
+    let provider = match key_parts.provider.as_str() {
+        "cpu" => "CPU",
+        "cuda" => "CUDA",
+        _ => "OpenVINO",
+    };
+    Ok(backbone.provenance(key_parts, provider, ""))
+}
