@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
+mod adopt;
 mod audit;
 mod bad_input;
 mod browser;
@@ -9,6 +10,7 @@ mod chromium;
 mod cli;
 mod compare;
 mod export;
+mod filter;
 mod golden;
 mod incremental;
 mod layers;

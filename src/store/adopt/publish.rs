@@ -113,12 +113,12 @@ impl Drop for Staging {
 /// Finishes an adoption that died once its store was whole; none where there is no such thing.
 ///
 /// # Errors
-/// When the files cannot be brought to their place, or another process does it.
+/// When there is a store already, the files cannot be brought to their place, or another process does it.
 pub fn resume(target: &Path) -> Result<Option<Adopted>, AdoptError> {
     let folder = target.join(STAGING);
     let path = folder.join(TAKEN);
     if !path.is_file() {
-        return Ok(None);
+        return if target.join(MANIFEST).exists() { Err(AdoptError::Already(target.into())) } else { Ok(None) };
     }
     let staging = Staging { target: target.into(), folder, _lock: writer::lock(target)? };
     let text = fs::read(&path).map_err(StoreError::io(&path))?;
