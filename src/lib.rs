@@ -6,8 +6,8 @@
 //! dataset ─▶ image ─▶ onnx + runtime ─▶ store ─▶ head ─▶ evaluate ─▶ report
 //! records    tensor   backbone, cut     rows     logits  scores      page
 //!           └──────────── extract ─────────┘└▶ audit   └──▶ deploy
-//!                                             what is      one file,
-//!                                             wrong        predict, serve
+//!            embed: the same for a stream      what is      one file,
+//!            of a cluster engine               wrong        predict, serve
 //! ```
 //!
 //! [`pipeline`] puts them together from one TOML file, [`cli`] is the `tlpipe` program around it. A program of your own can

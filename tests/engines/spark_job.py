@@ -15,7 +15,7 @@ import tlpipe_spark
 from pyspark.sql import SparkSession
 
 tlpipe, images, out, side, tasks, kill = sys.argv[1:]
-os.environ["PYSPARK_PYTHON"] = sys.executable
+os.environ.update(PYSPARK_PYTHON=sys.executable, SPARK_WORKER_DIR=os.path.join(os.path.dirname(out), "work"))
 started = time.monotonic()
 session = (
     SparkSession.builder.master("local-cluster[2,1,1024]").appName("tlpipe").config("spark.ui.enabled", "false")

@@ -9,6 +9,7 @@ mod browser;
 mod chromium;
 mod cli;
 mod compare;
+mod engines;
 mod export;
 mod filter;
 mod golden;

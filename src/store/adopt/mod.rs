@@ -13,8 +13,6 @@ mod found;
 mod publish;
 mod scan;
 mod spill;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 use std::fs;

@@ -347,3 +347,38 @@ impl Lists {
         self.values.values().get(start..end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(pairs: &[(i32, Option<&str>)], names: &[&str], given: Option<&[&str]>) -> Result<(Vec<String>, Vec<i32>), String> {
+        let classes = Classes::default();
+        let number = |name: &&str| classes.number(name).unwrap();
+        names.iter().for_each(|name| drop(number(name)));
+        classes.beside(&pairs.iter().map(|(label, name)| (*label, name.as_ref().map(number))).collect());
+        let given: Option<Vec<String>> = given.map(|given| given.iter().map(|name| (*name).to_owned()).collect());
+        classes.settle(given.as_deref()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_class_list_is_what_labels_and_names_say_together() {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(settled(&[], &[], None).unwrap(), (list(&[]), vec![]));
+        assert_eq!(settled(&[], &["dog", "cat"], None).unwrap(), (list(&["cat", "dog"]), vec![1, 0]));
+        assert_eq!(settled(&[(2, None), (0, None)], &[], None).unwrap().0, list(&["0", "1", "2"]));
+        let pairs = [(2, Some("cat")), (2, None), (0, None)];
+        assert_eq!(settled(&pairs, &[], None).unwrap(), (list(&["0", "1", "cat"]), vec![2]));
+        assert_eq!(settled(&pairs, &[], Some(&["a", "b", "cat"])).unwrap().0, list(&["a", "b", "cat"]));
+        for (pairs, names, given, needle) in [
+            (&[(1, Some("cat")), (1, Some("dog"))][..], &[][..], None, "label 1 is class"),
+            (&[(3, None)], &[], Some(&["a"][..]), "label 3 is none of the 1 classes"),
+            (&[(0, Some("cat"))], &[], Some(&["dog"]), "\"cat\" in the rows and \"dog\""),
+            (&[], &["cat"], Some(&["dog"]), "not in the class list"),
+            (&[], &[], Some(&["dog", "dog"]), "twice"),
+        ] {
+            let said = settled(pairs, names, given).unwrap_err();
+            assert!(said.contains(needle), "{needle}: {said}");
+        }
+    }
+}
