@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::options::{BackboneArgs, file_of};
 use super::say;
-use super::shell::Shell;
+use super::shell::{Shell, take_threads};
 use crate::pipeline::{self, Override, Settings};
 use crate::store::adopt::{AdoptOptions, Adopted, lines};
 
@@ -66,6 +66,7 @@ pub fn main(command: &StoreCommand, shell: &Shell<'_>) -> anyhow::Result<()> {
 fn adopt(args: &AdoptArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let flags: Vec<Override> = args.backbone.overrides().chain(args.set.iter().cloned()).collect();
     let usual = Settings::load(file_of(args.pipeline.as_deref()).as_deref(), &flags)?;
+    take_threads(shell.machine()?.1);
     let is_named = args.pipeline.is_some() || !flags.is_empty();
     let options = AdoptOptions {
         features: args.features.clone(),

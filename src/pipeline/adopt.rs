@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::extract::open_backbone;
 use super::keys::{differences, parts_of};
-use super::{Context, PipelineError, Settings};
+use super::{Context, PipelineError, Settings, same_folder};
 use crate::store::adopt::{AdoptError, AdoptOptions, Adopted, Found, adopt as take, look, resume};
 use crate::store::exchange::Provenance;
 
@@ -20,6 +20,8 @@ pub fn adopt(
     usual: &Settings,
     context: &Context<'_>,
 ) -> Result<Adopted, PipelineError> {
+    let elsewhere = options.features.clone().filter(|features| !same_folder(features, dir));
+    let options = &AdoptOptions { features: elsewhere, ..options.clone() };
     if let Some(adopted) = resume(options.features.as_deref().unwrap_or(dir))? {
         return Ok(adopted);
     }

@@ -133,7 +133,7 @@ fn files_in_any_order_become_the_store_of_extract() {
     // In place, its files give way to the store's.
     fs::remove_file(scratch.path("ray/_temporary.parquet")).unwrap();
     fs::remove_file(scratch.path("ray/.hidden.parquet")).unwrap();
-    scratch.ok(&["store", "adopt", "ray", "--expect-rows", "45"]);
+    scratch.ok(&["store", "adopt", "ray", "--expect-rows", "45", "--features", "./ray", "--threads", "1"]);
     assert_eq!(files(&scratch.path("ray")), STORE);
     assert_is_that_of_extract(&scratch, "ray", &[]);
     for (args, needle) in [(&["ray"][..], "already"), (&["f", "--expect-rows", "45"], "already")] {

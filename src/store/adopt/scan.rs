@@ -355,7 +355,9 @@ mod tests {
     fn settled(pairs: &[(i32, Option<&str>)], names: &[&str], given: Option<&[&str]>) -> Result<(Vec<String>, Vec<i32>), String> {
         let classes = Classes::default();
         let number = |name: &&str| classes.number(name).unwrap();
-        names.iter().for_each(|name| drop(number(name)));
+        names.iter().for_each(|name| {
+            number(name);
+        });
         classes.beside(&pairs.iter().map(|(label, name)| (*label, name.as_ref().map(number))).collect());
         let given: Option<Vec<String>> = given.map(|given| given.iter().map(|name| (*name).to_owned()).collect());
         classes.settle(given.as_deref()).map_err(|error| error.to_string())

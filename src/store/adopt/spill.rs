@@ -305,8 +305,8 @@ mod tests {
         Record {
             split: split.into(),
             id: id.into(),
-            label: Some(-3).filter(|_| id.len() % 2 == 0),
-            class: Some(7).filter(|_| id.len() % 3 == 0),
+            label: Some(-3).filter(|_| id.len().is_multiple_of(2)),
+            class: Some(7).filter(|_| id.len().is_multiple_of(3)),
             width: 4,
             height: 5,
             hash: Some(*blake3::hash(id.as_bytes()).as_bytes()),
