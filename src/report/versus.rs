@@ -231,7 +231,7 @@ pub fn compare(inputs: CompareInputs) -> Result<WrittenComparison, ReportError> 
 fn replaceable(html: &Path, json: &Path) -> Result<(), ReportError> {
     let ours = || {
         let found: serde_json::Value = serde_json::from_slice(&std::fs::read(json).ok()?).ok()?;
-        found.get("schema").and(found.get("comparison")).map(|_| ())
+        found.get("schema").and(found.get("changes")).map(|_| ())
     };
     match [json, html].into_iter().find(|path| path.exists()) {
         Some(path) if ours().is_none() => Err(ReportError::NotOurs { path: path.to_path_buf() }),
