@@ -8,14 +8,17 @@ With too few CPUs Ray Data waits for ever and says nothing, also after a node wa
 a part. So: at most as many actors as the CPUs of the smallest cluster that must get through, less one; `write` gives up where
 nothing moves; and the number of rows is known beforehand.
 """
+import os
 import subprocess
 import tempfile
 import threading
 import time
 
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.fs
-import pyarrow.parquet
+
+DIED = (pa.ArrowInvalid, OSError, StopIteration)
 
 
 class Filter:
@@ -28,19 +31,18 @@ class Filter:
     def __call__(self, table):
         try:
             return self.answer(table)
-        except (pa.ArrowInvalid, OSError, StopIteration) as error:
+        except DIED as error:
             first = self.close()
             try:
                 return self.answer(table)
-            except (pa.ArrowInvalid, OSError, StopIteration):
+            except DIED:
                 raise RuntimeError(f"tlpipe embed died twice on the same images: {first} {self.close()}") from error
 
     def start(self, schema):
-        self.said = tempfile.TemporaryFile()
+        self.said, self.schema = tempfile.TemporaryFile(), schema
         self.child = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said)
         self.stream = pa.ipc.open_stream(self.child.stdout)
         self.writer = pa.ipc.new_stream(self.child.stdin, schema)
-        self.schema = schema
 
     def close(self):
         """Ends the filter; the last that it said."""
@@ -97,31 +99,26 @@ def embed(images, flags, actors, threads=1, gpus=0, blocks=None, program="tlpipe
 
 def write(rows, path, expected, stall_seconds=300):
     """Writes Parquet; an error where nothing moves for so long, or another number of rows was written than went in."""
-    system, folder = pa.fs.FileSystem.from_uri(path if "://" in path else f"file://{__import__('os').path.abspath(path)}")
+    system, folder = pa.fs.FileSystem.from_uri(path if "://" in path else f"file://{os.path.abspath(path)}")
     result = []
 
     def job():
         try:
-            rows.write_parquet(path)
-            result.append(None)
+            result.append(rows.write_parquet(path))
         except BaseException as error:
             result.append(error)
-
-    def files():
-        return system.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
 
     threading.Thread(target=job, daemon=True).start()
     moved, before = time.monotonic(), None
     while not result:
         time.sleep(0.2)
-        now = [(info.path, info.size) for info in files()]
-        if now != before:
+        files = system.get_file_info(pa.fs.FileSelector(folder, recursive=True, allow_not_found=True))
+        if (now := [(file.path, file.size) for file in files]) != before:
             moved, before = time.monotonic(), now
         if time.monotonic() - moved > stall_seconds:
             raise TimeoutError(f"Ray wrote nothing to {path} for {stall_seconds} s: too few CPUs for its actors?")
     if result[0] is not None:
         raise result[0]
-    written = [info.path for info in files() if info.extension == "parquet"]
-    count = sum(pa.parquet.ParquetFile(system.open_input_file(name)).metadata.num_rows for name in written)
+    count = pa.dataset.dataset(folder, filesystem=system, format="parquet").count_rows()
     if count != expected:
         raise RuntimeError(f"{count} rows in {path}, and {expected} images went in")

@@ -148,25 +148,35 @@ fn parsed(path: &Path, text: Option<&str>) -> Result<Option<Provenance>, AdoptEr
     parsed.map_err(|error| AdoptError::file(path, format!("its {PROVENANCE} cannot be read ({error}); it is of another tlpipe")))
 }
 
-/// What the columns say that stand in for metadata: by the first rows.
+/// What the columns say that stand in for metadata: by the first rows that say something.
 fn of_columns(path: &Path, builder: ParquetRecordBatchReaderBuilder<File>) -> Result<Said, AdoptError> {
-    const FIRST: usize = 1024;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), [KEY_COLUMN, PROVENANCE_COLUMN]);
-    let reader = builder.with_projection(mask).with_batch_size(FIRST).with_limit(FIRST).build();
-    let mut reader = reader.map_err(|error| cut_off(path, error))?;
-    let batch = reader.next().transpose().map_err(|error| cut_off(path, error))?;
-    let value = |name: &str| -> Result<Option<String>, AdoptError> {
-        let Some(column) = batch.as_ref().map(|batch| texts(path, batch, name)).transpose()?.flatten() else { return Ok(None) };
-        Ok(column.iter().flatten().next().map(str::to_owned))
-    };
-    let key = value(KEY_COLUMN)?.ok_or_else(|| {
+    let columns = [KEY_COLUMN, PROVENANCE_COLUMN];
+    let schema = builder.parquet_schema();
+    let wanted = schema.root_schema().get_fields().iter().filter(|field| columns.contains(&field.name())).count();
+    let mask = ProjectionMask::columns(schema, columns);
+    let reader = builder.with_projection(mask).build().map_err(|error| cut_off(path, error))?;
+    let mut found: [Option<String>; 2] = [None, None];
+    for batch in reader {
+        let batch = batch.map_err(|error| cut_off(path, error))?;
+        for (found, name) in found.iter_mut().zip(columns) {
+            if found.is_none() {
+                let column = texts(path, &batch, name)?;
+                *found = column.and_then(|column| column.iter().flatten().next().map(str::to_owned));
+            }
+        }
+        if found.iter().flatten().count() == wanted {
+            break;
+        }
+    }
+    let [key, provenance] = found;
+    let key = key.ok_or_else(|| {
         let reason = format!(
             "no key: neither {KEY} in the file's metadata nor a column {KEY_COLUMN}; carry on the one that tlpipe embed gives in the schema of \
              its answer"
         );
         AdoptError::file(path, reason)
     })?;
-    Ok(Said { key, provenance: parsed(path, value(PROVENANCE_COLUMN)?.as_deref())? })
+    Ok(Said { key, provenance: parsed(path, provenance.as_deref())? })
 }
 
 /// A text column; none where there is none.
