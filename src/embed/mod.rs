@@ -99,31 +99,47 @@ impl<'a> Filter<'a> {
                 feed: move |send: &mut dyn FnMut(Part) -> bool| feed(&input, images, failing, send),
                 begin: |number: usize| Worker::new(&self.network, &self.sessions[number % self.sessions.len()]),
                 carry: |worker: &mut Worker<'_>, part: Part| {
-                    let outcomes = worker.carry(&index, part.batch.records(part.rows.clone()));
-                    failed.fetch_or(outcomes.is_err(), Ordering::Relaxed);
-                    Ok((part, outcomes?))
+                    let alarm = Alarm(Some(&failed));
+                    let outcomes = worker.carry(&index, part.batch.records(part.rows.clone()))?;
+                    alarm.off();
+                    Ok((part, outcomes))
                 },
                 collect: |(part, outcomes): (Part, Vec<Outcome>)| {
+                    let alarm = Alarm(Some(&failed));
                     answers.extend(outcomes.into_iter().map(answer));
-                    if !part.last {
-                        return Ok(());
+                    if part.last {
+                        let answers = std::mem::take(&mut answers);
+                        embedded.batches += 1;
+                        embedded.rows += answers.len();
+                        embedded.failed += failures(&part.batch, &answers, embedded.failed, observe);
+                        let batch = record_batch(&self.provenance, &self.schema, &part.batch.named, &answers)?;
+                        writer.write(&batch).and_then(|()| writer.flush()).map_err(EmbedError::write)?;
                     }
-                    let answers = std::mem::take(&mut answers);
-                    embedded.batches += 1;
-                    embedded.rows += answers.len();
-                    embedded.failed += failures(&part.batch, &answers, embedded.failed, observe);
-                    let batch = record_batch(&self.provenance, &self.schema, &part.batch.named, &answers);
-                    let written = batch
-                        .map_err(EmbedError::from)
-                        .and_then(|batch| writer.write(&batch).and_then(|()| writer.flush()).map_err(EmbedError::write));
-                    failed.fetch_or(written.is_err(), Ordering::Relaxed);
-                    written
+                    alarm.off();
+                    Ok(())
                 },
             },
         );
         passed?;
         writer.finish().and_then(|()| writer.flush()).map_err(EmbedError::write)?;
         Ok(Embedded { seconds: started.elapsed().as_secs_f64(), ..embedded })
+    }
+}
+
+/// Goes off where it is not switched off: an error or a panic came before.
+struct Alarm<'f>(Option<&'f AtomicBool>);
+
+impl Alarm<'_> {
+    fn off(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if let Some(failed) = self.0 {
+            failed.store(true, Ordering::Relaxed);
+        }
     }
 }
 
