@@ -13,14 +13,13 @@ use crate::pipeline::{self, Override, Settings};
 /// Arguments of `tlpipe embed`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    long_about = "Images in, embeddings out: stage 1 as a filter for a cluster engine.\n\n\
-        On stdin an Arrow IPC stream with the columns id (text) and bytes (an encoded image), and label (a class index or a name), \
-        class, split where they are known. On stdout an Arrow IPC stream with the columns of the feature store and error: a batch for a \
-        batch, in order, flushed; its schema says by tlpipe.key how the features are made. On stderr an object of JSON a line.\n\n\
-        Status 0: every row is answered and the end marker was seen. 2: wrong flags or columns, the same again is of no use. Anything \
-        else: run this part again.",
-    after_help = "Examples:\n  tlpipe embed --model mobilenet_v2 --input-size 96 --threads 2 < images.arrows > features.arrows\n  \
-        see integrations/ for Spark and Ray, and tlpipe store adopt for what they write"
+    after_help = "On stdin an Arrow IPC stream with the columns id (text) and bytes (an encoded image), and label (a class index or a \
+    name), class, split where they are known. On stdout an Arrow IPC stream with the columns of the feature store and error: a batch for a \
+    batch, in order, flushed; its schema says by tlpipe.key how the features are made. On stderr an object of JSON a line.\n\n\
+    Exit status: 0 every row is answered and the end marker was seen; 2 wrong flags or columns, the same again is of no use; another: run \
+    this part again.\n\n\
+    Examples:\n  tlpipe embed --model mobilenet_v2 --input-size 96 --threads 2 < images.arrows > features.arrows\n  \
+    see integrations/ for Spark and Ray, and tlpipe store adopt for what they write"
 )]
 pub struct EmbedArgs {
     /// Pipeline file, for [backbone] and [runtime]; `tlpipe.toml` where there is one and no other is named.

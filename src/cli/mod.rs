@@ -136,6 +136,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let wanted = std::env::args_os().any(|arg| arg == "--json");
+            if error.use_stderr() && std::env::args_os().nth(1).is_some_and(|command| command == "embed") {
+                // Whoever starts a filter reads lines of JSON.
+                Progress::new(true, 0, Form::Json).fail(&error.to_string());
+                return ExitCode::from(USAGE);
+            }
             if wanted && error.use_stderr() {
                 // Where stdout is closed there is nobody to tell.
                 let _ = say::line(&say::failure(error.to_string().trim().trim_start_matches("error: "), USAGE));

@@ -21,13 +21,12 @@ pub enum StoreCommand {
 /// Arguments of `tlpipe store adopt`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    long_about = "Make a feature store of what a cluster engine wrote with tlpipe embed: Parquet files in a folder, in any order.\n\n\
-        Columns, key, ids and numbers are checked; a row that is there twice with the same bits is taken once; rows with an error go to \
-        quarantine.parquet. The store is sorted by id and appears whole or not at all. Memory does not grow with the rows; the disk holds \
-        them twice more while it works.",
-    after_help = "Examples:\n  tlpipe store adopt spark-out                             Spark says by _SUCCESS that it was through\n  \
-        tlpipe store adopt ray-out --expect-rows 60000 --features features/photos\n  \
-        tlpipe store adopt ray-out --ids ids.txt --model mobilenet_v2 --input-size 96"
+    after_help = "The folder holds Parquet files in any order. Columns, key, ids and numbers are checked; a row that is there twice with \
+    the same bits is taken once; rows with an error go to quarantine.parquet. The store is sorted by id and appears whole or not at all. \
+    Memory does not grow with the rows; the disk holds them twice more while it works.\n\n\
+    Examples:\n  tlpipe store adopt spark-out                             Spark says by _SUCCESS that it was through\n  \
+    tlpipe store adopt ray-out --expect-rows 60000 --features features/photos\n  \
+    tlpipe store adopt ray-out --ids ids.txt --model mobilenet_v2 --input-size 96"
 )]
 pub struct AdoptArgs {
     /// The folder that the engine wrote to.

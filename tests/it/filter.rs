@@ -230,6 +230,7 @@ fn what_the_same_again_would_not_mend_is_status_2() {
     let filtered = filter(&scratch, &[&QUICK[..], &["--json"]].concat(), input());
     assert_eq!((filtered.status, filtered.stdout.len()), (Some(2), 0), "{}", filtered.stderr);
     assert_eq!(filter(&scratch, &["--model", "nothing.onnx"], input()).status, Some(1));
+    assert_eq!(filter(&scratch, &["--nonsense"], input()).status, Some(2));
 }
 
 #[test]
