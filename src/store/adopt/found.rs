@@ -14,7 +14,7 @@ use walkdir::WalkDir;
 
 use super::AdoptError;
 use crate::store::StoreError;
-use crate::store::exchange::{KEY, KEY_COLUMN, PROVENANCE, PROVENANCE_COLUMN, Provenance};
+use crate::store::exchange::{KEY, KEY_COLUMN, PROTO, PROTO_VERSION, PROVENANCE, PROVENANCE_COLUMN, Provenance};
 
 /// What Spark leaves when a job is through.
 pub(super) const SUCCESS: &str = "_SUCCESS";
@@ -82,6 +82,11 @@ pub fn look(dir: &Path) -> Result<Found, AdoptError> {
         let pairs = metadata.key_value_metadata().into_iter().flatten();
         let pairs: HashMap<&str, &str> = pairs.filter_map(|pair| Some((pair.key.as_str(), pair.value.as_deref()?))).collect();
         is_spark |= pairs.contains_key(SPARK);
+        if let Some(version) = pairs.get(PROTO).filter(|version| **version != PROTO_VERSION) {
+            let reason =
+                format!("its {PROTO} is {version}, this tlpipe knows {PROTO_VERSION}; adopt it with the tlpipe that made it");
+            return Err(AdoptError::file(&path, reason));
+        }
         let rows = usize::try_from(metadata.num_rows()).unwrap_or_default();
         let of_folder = path.strip_prefix(dir).ok().and_then(split_of_folder);
         let said = match pairs.get(KEY) {

@@ -179,9 +179,10 @@ impl<'a> Scanner<'a> {
         let error = text(&columns.errors);
         let id = columns.ids.is_valid(at).then(|| columns.ids.value(at).to_owned());
         let id = match (id, &error) {
-            (Some(id), _) => id,
+            (Some(id), Some(_)) => id,
+            (Some(id), None) if !id.is_empty() => id,
             (None, Some(_)) => String::new(),
-            (None, None) => return Err("no id (null); give each image an id of its own".to_owned()),
+            (_, None) => return Err("no id; give each image an id of its own".to_owned()),
         };
         let split = text(&columns.splits).or_else(|| part.split.clone()).unwrap_or_else(|| "train".to_owned());
         if split.contains('\0') || id.contains('\0') {
