@@ -55,7 +55,7 @@ if [ ! -e "$maturin/done" ]; then
   touch "$maturin/done"
 fi
 start=$(now)
-"$maturin/bin/maturin" build --release --quiet --out "$scratch/dist"
+"$maturin/bin/maturin" build --release --quiet --out "$scratch/dist" 2>"$scratch/maturin.err" || fail "maturin: $(cat "$scratch/maturin.err")"
 wheel=$(echo "$scratch"/dist/tlpipe-*.whl)
 test -f "$wheel" || fail "maturin left no wheel"
 mkdir -p "$target/wheels"

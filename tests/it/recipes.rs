@@ -127,7 +127,10 @@ fn make_python() -> Result<PathBuf, String> {
             // Pins that no longer resolve are a mistake of ours.
             let unreachable = ["from versions: none", "Retrying", "Connection", "timed out"];
             assert!(unreachable.iter().any(|sign| reason.contains(sign)), "{}: {reason}", requirements.display());
-            return Err(format!("pip reaches no registry for docs/recipes/requirements.txt: {reason}"));
+            return Err(format!(
+                "pip reaches no registry for docs/recipes/requirements.txt: {}",
+                reason.lines().last().unwrap_or_default()
+            ));
         }
         if fs::rename(&made, &kept).is_err() {
             assert!(python.is_file(), "{} cannot be written", kept.display());
