@@ -29,7 +29,9 @@ reach=()
 while IFS= read -r variable; do
   case $variable in PIP_* | *_proxy | *_PROXY | SSL_CERT_*) reach+=("$variable=${!variable}") ;; esac
 done < <(compgen -e)
-clean_pip() { env -i PATH=/usr/bin:/bin HOME="$scratch/home" PIP_CACHE_DIR="$scratch/pip" "${reach[@]}" "$@"; }
+clean_pip() {
+  env -i PATH=/usr/bin:/bin HOME="$scratch/home" PIP_CACHE_DIR="$scratch/pip" PIP_ROOT_USER_ACTION=ignore "${reach[@]}" "$@"
+}
 # tlpipe: neither cargo nor Python can be found, and where the kernel lets us there is no network.
 isolate=()
 if unshare --net --map-root-user true 2>/dev/null; then isolate=(unshare --net --map-root-user); fi
@@ -110,4 +112,4 @@ cargo install --quiet --locked --path . --root "$scratch/cargo" --target-dir "$t
 say "cargo install --path ." "$(since "$start"), $(mb "$scratch/cargo/bin/tlpipe")"
 environment=("VIRTUAL_ENV=$venv")
 accuracy=$(quickstart cargo "$scratch/cargo/bin/tlpipe") || fail "cargo install: $(cat "$scratch/cargo.err")"
-say "quickstart with an active environment's library" "test accuracy $accuracy"
+say "quickstart, library of an active venv" "test accuracy $accuracy"
