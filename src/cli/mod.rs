@@ -8,6 +8,7 @@ mod doctor;
 mod export;
 mod extract;
 mod fit_head;
+mod init;
 mod models;
 mod open;
 mod options;
@@ -84,6 +85,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look at images and write a pipeline file that fits them.
+    Init(init::InitArgs),
     /// Run every stage that is out of date, in order.
     Run(Box<run::RunArgs>),
     /// Stage 1: images -> feature store.
@@ -181,6 +184,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
     let directory = cli.global.directory.as_deref();
     let shell = Shell { context, progress, output, directory, runtime: &cli.global.runtime };
     match &cli.command {
+        Command::Init(args) => init::main(args, &shell),
         Command::Run(args) => run::main(args, &shell),
         Command::Extract(args) => extract::main(args, &shell),
         Command::FitHead(args) => fit_head::main(args, &shell),
