@@ -16,8 +16,10 @@ use crate::pipeline::{Contents, Context, open_dataset};
 #[derive(Clone, Debug, Subcommand)]
 pub enum DataCommand {
     /// Data sets that tlpipe knows by name, and whether they are at hand.
+    #[command(after_help = "Examples:\n  tlpipe data list --json")]
     List,
     /// Find a data set or download it.
+    #[command(after_help = "Examples:\n  tlpipe data fetch cifar10")]
     Fetch {
         /// Its name, as `tlpipe data list` shows it.
         name: String,
@@ -30,6 +32,8 @@ pub enum DataCommand {
 
 /// Arguments of `tlpipe data inspect`.
 #[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:\n  tlpipe data inspect ./photos\n  \
+    tlpipe data inspect 's3://bucket/shards/train-*.tar' --label-column species")]
 pub struct InspectArgs {
     /// A data set's name, a path, or an address.
     source: String,
@@ -39,6 +43,9 @@ pub struct InspectArgs {
 
 /// Arguments of `tlpipe data synth`.
 #[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tlpipe data synth -o drawn\n  tlpipe data synth -o small --train 200 --test 50 --side 32 --seed 1"
+)]
 pub struct SynthArgs {
     /// Folder to write to.
     #[arg(short, long, value_name = "DIR")]

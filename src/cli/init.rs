@@ -15,10 +15,10 @@ const SAMPLE: &str = "2000";
 /// Arguments of `tlpipe init`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tlpipe init ./photos                              look, choose, write tlpipe.toml; then: tlpipe run\n  \
+    after_help = "Examples:\n  tlpipe init ./photos                          look, choose, write tlpipe.toml; then: tlpipe run\n  \
     tlpipe init train.parquet --model resnet50.onnx -o pets.toml\n  \
-    tlpipe init ./photos --sample all --force         look at every image, and write the file anew\n  \
-    tlpipe init --schema                              the JSON Schema of pipeline files\n\n\
+    tlpipe init ./photos --sample all --force     look at every image, and write the file anew\n  \
+    tlpipe init --schema                          the JSON Schema of pipeline files\n\n\
     Beside the file it puts tlpipe.schema.json, by which editors complete, explain and check its keys."
 )]
 pub struct InitArgs {

@@ -21,7 +21,8 @@ fn for_toml(schema: &mut Value) {
         _ => return,
     };
     object.remove("format");
-    if object.get("default") == Some(&Value::Null) {
+    // Those of a section are those of its keys.
+    if object.get("default").is_some_and(|value| value.is_null() || value.is_object()) {
         object.remove("default");
     }
     if let Some(Value::Array(types)) = object.get_mut("type") {

@@ -4,6 +4,7 @@ use serde::Serialize;
 use toml::Value;
 
 use super::Network;
+use super::file::count;
 use super::survey::{Sizes, Survey};
 use crate::image::Resize;
 
@@ -64,6 +65,11 @@ pub(super) fn choose(survey: &Survey, network: &Network) -> Vec<Choice> {
     choices
 }
 
+/// What it runs on, which the images do not decide.
+pub(super) fn device() -> Choice {
+    offered("runtime.device", "auto", "On an NVIDIA card where one works, else on the processor; left out, on the processor.")
+}
+
 fn input_size(sizes: &Sizes, network: &Network) -> Choice {
     const KEY: &str = "backbone.input_size";
     let (native, shorter) = (network.side, sizes.shorter_median);
@@ -80,7 +86,9 @@ fn input_size(sizes: &Sizes, network: &Network) -> Choice {
         set(
             KEY,
             native,
-            format!("The side that {trained}; the images are larger (shorter side {shorter} pixels at the median).{quicker}"),
+            format!(
+                "The side that {trained}; the images are as large or larger (shorter side {shorter} pixels at the median).{quicker}"
+            ),
         )
     } else if enlarged == native {
         set(
@@ -151,8 +159,10 @@ fn head(survey: &Survey, network: &Network) -> (Choice, Vec<Choice>) {
                     "head.class_weights",
                     "balanced",
                     format!(
-                        "{largest} has {most} images to train on, {smallest} {least}, {:.0} times as many. Weighted, each class counts the same: look at \
+                        "{largest} has {} images to train on, {smallest} {}: {:.0} times as many. Weighted, each class counts the same: look at \
                          the balanced accuracy and the macro F1 of the report. \"none\" gives the best plain accuracy.",
+                        count(*most),
+                        count(*least),
                         balance.ratio
                     ),
                 ),
@@ -165,13 +175,16 @@ fn head(survey: &Survey, network: &Network) -> (Choice, Vec<Choice>) {
             "The tensor before the classifier. \"multi\", several depths, is worth most with many images: {rows} to train on are few to choose its L2 by."
         ),
         Some(width) if bytes > MOST_BYTES => format!(
-            "The tensor before the classifier. \"multi\", several depths, gives better heads, but {images} images of {width} values take {:.0} GB.",
+            "The tensor before the classifier. \"multi\", several depths, gives better heads, but {} images of {} values take {:.0} GB.",
+            count(images),
+            count(width),
             bytes as f64 / 1e9
         ),
         Some(width) => {
             let reason = format!(
-                "Several depths of the network in one pass, up to {width} values an image ({}): worth far more than the last one alone (CIFAR-10 at 96 px: \
+                "Several depths of the network in one pass, {} values an image ({}): worth far more than the last one alone (CIFAR-10 at 96 px: \
                  0.89 instead of 0.78), for a tenth more time. \"pooled\" is that one alone.",
+                count(width),
                 size(bytes)
             );
             let head = vec![
@@ -227,7 +240,8 @@ fn hold_out(survey: &Survey) -> Vec<Choice> {
     let held = (rows as f64 * HELD_OUT).ceil();
     let points = 196.0 * (0.09 / held.max(1.0)).sqrt();
     let share = format!(
-        "Held out of {}, {held:.0}: enough to know an accuracy of 90 % to about {points:.1} points either way.{last_word}",
+        "Held out: {} of {}, enough to know an accuracy of 90 % to about {points:.1} points either way.{last_word}",
+        count(held as usize),
         images(rows)
     );
     let (split, why) = if contents.sorted_by_class {
@@ -254,8 +268,8 @@ fn hold_out(survey: &Survey) -> Vec<Choice> {
     ]
 }
 
-fn images(count: usize) -> String {
-    if count == 1 { "1 image".into() } else { format!("{count} images") }
+fn images(number: usize) -> String {
+    if number == 1 { "1 image".into() } else { format!("{} images", count(number)) }
 }
 
 fn capital(text: &str) -> String {

@@ -98,7 +98,7 @@ fn item(name: &str, text: &str) -> (String, String) {
 }
 
 /// `60000` -> `60,000`.
-fn count(number: usize) -> String {
+pub(super) fn count(number: usize) -> String {
     let digits = number.to_string();
     let comma = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
     digits.chars().enumerate().flat_map(|(at, digit)| comma(at).then_some(',').into_iter().chain([digit])).collect()

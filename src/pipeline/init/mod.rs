@@ -98,6 +98,7 @@ pub fn init(options: &InitOptions, context: &Context<'_>) -> Result<Initialized,
     let mut all = of_data(&options.data);
     all.extend(choices::choose(&survey, &network));
     all.extend(folders(&all, source)?);
+    all.push(choices::device());
     // What does not fit together is said here, not by the first run.
     Pipeline::new(settings(&all)?, None)?;
 
