@@ -95,7 +95,8 @@ mod tests {
         let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
         let command = command();
         let mut all: Vec<&str> = command.get_subcommands().map(Command::get_name).filter(|name| *name != "help").collect();
-        (grouped.sort_unstable(), all.sort_unstable());
+        grouped.sort_unstable();
+        all.sort_unstable();
         assert_eq!(grouped, all);
         let help = command.clone().render_help().to_string();
         for name in all {
