@@ -111,7 +111,8 @@ fn shapes_balance_and_number_of_the_images_are_answered() {
 
     // Out of balance: weights for classes, and a solver that has them.
     scratch.folders("skewed", &["cat"], 60);
-    scratch.folders("skewed", &["dog", "fox"], 3);
+    // Names that no comment may hold.
+    scratch.folders("skewed", &["dog", "fox\n[head]\u{7}"], 3);
     let said = scratch.ok(&["init", "skewed", "--model", "quickstart", "-o", "skewed.toml"]).stdout;
     assert!(said.contains("fewer than 20 to train on"), "{said}");
     let text = file(&scratch, "skewed.toml");

@@ -22,7 +22,7 @@ pub(super) fn text(survey: &Survey, choices: &[Choice], command: &str, next: &st
         "Written by `{command}`, from what it found. Change what you like and run it again: only what is out of date is done."
     );
     lines.extend(wrapped("# ", &made));
-    lines.push(format!("#   {next}"));
+    lines.extend(wrapped("#   ", next));
     lines.push("#".into());
     for (name, text) in summary(survey) {
         let (first, under) = if name.is_empty() { ("# ".into(), "# ") } else { (format!("#   {name:<10}  "), UNDER) };
@@ -92,9 +92,12 @@ pub(super) fn summary(survey: &Survey) -> Vec<(String, String)> {
 }
 
 fn item(name: &str, text: &str) -> (String, String) {
-    // Names of files and classes may hold anything; a comment is one line.
-    let line = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    (line(name), line(text))
+    (plain(name), plain(text))
+}
+
+/// Names of files and classes may hold anything; neither a comment nor a terminal may.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// `60000` -> `60,000`.
@@ -112,7 +115,7 @@ fn fill(first: &str, others: &str, text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = first.to_owned();
     let mut is_empty = true;
-    for word in text.split_whitespace() {
+    for word in plain(text).split_whitespace() {
         if !is_empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
             lines.push(std::mem::replace(&mut line, others.to_owned()));
             is_empty = true;
