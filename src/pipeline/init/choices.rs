@@ -260,6 +260,9 @@ fn hold_out(survey: &Survey) -> Vec<Choice> {
     } else if survey.class_by_class {
         let why = "The same share of each class: these rows stand class by class, so the last fifth (\"tail\") would hold the last classes only.";
         ("stratified", why.to_owned())
+    } else if survey.balance.imbalanced || !survey.balance.few.is_empty() {
+        let why = "The same share of each class, so that the small ones are on both sides.";
+        ("stratified", why.to_owned())
     } else {
         let why = "The last rows, as Keras does it: they do not stand class by class, and a hold-out that is a piece of the file stays the same. \
                    \"stratified\" takes the same share of each class.";
