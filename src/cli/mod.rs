@@ -3,11 +3,14 @@
 mod audit;
 mod bench;
 mod compare;
+mod completions;
 mod data;
 mod doctor;
 mod export;
 mod extract;
 mod fit_head;
+mod help;
+mod init;
 mod models;
 mod open;
 mod options;
@@ -25,7 +28,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::assets::Search;
 use crate::pipeline::{Context, PipelineError};
@@ -45,9 +48,16 @@ const USAGE: u8 = 2;
     version,
     max_term_width = 110,
     after_help = "Examples:\n  \
-        tlpipe run pipelines/quickstart.toml                 everything, on images that tlpipe draws itself\n  \
-        tlpipe run --data ./photos --input-size 160          everything, on your own class folders\n  \
-        tlpipe fit-head tlpipe.toml --set head.epochs=30     another head on the same features, in a second"
+        tlpipe run pipelines/quickstart.toml            everything, on images that tlpipe draws itself\n  \
+        tlpipe init ./photos                            your own images: a pipeline file for them\n  \
+        tlpipe run                                      everything, as tlpipe.toml says\n  \
+        tlpipe fit-head --set head.l2=1e-3              another head on the same features, in a second\n\n\
+        Environment:\n  \
+        TLPIPE_ASSETS             folders that hold models and data sets, with colons between them\n  \
+        TLPIPE_LOG                what is logged, as in debug or tlpipe=debug,onnxruntime=info\n  \
+        TLPIPE_MIRROR             a server that is asked for downloads first\n  \
+        XDG_CACHE_HOME            where downloads and ONNX Runtime are kept (~/.cache where it is not set)\n  \
+        NO_COLOR, CLICOLOR_FORCE  no colours; colours even where there is no terminal"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -84,6 +94,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look at images and write a pipeline file that fits them.
+    Init(init::InitArgs),
     /// Run every stage that is out of date, in order.
     Run(Box<run::RunArgs>),
     /// Stage 1: images -> feature store.
@@ -92,11 +104,11 @@ enum Command {
     FitHead(fit_head::FitHeadArgs),
     /// Stage 3: run directory -> report.html, report.json, a table on the terminal.
     Report(report::ReportArgs),
-    /// What is wrong with the images: leaks, duplicates, label errors, outliers, from the cached features alone.
+    /// What is wrong with the images: leaks, duplicates, label errors, outliers.
     Audit(audit::AuditArgs),
     /// Runs beside each other, and whether the difference between them is real.
     Compare(compare::CompareArgs),
-    /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
+    /// This machine's ceiling, the pipeline's share of it, where the time goes.
     Bench(bench::BenchArgs),
     /// Backbone and head as one classifier.onnx, proven equal to what was scored.
     Export(export::ExportArgs),
@@ -107,13 +119,28 @@ enum Command {
     /// The same over HTTP.
     Serve(serve::ServeArgs),
     /// Models: list, fetch, inspect, cut.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  tlpipe models list\n  tlpipe models inspect resnet50.onnx                where it would be cut, and why"
+    )]
     Models(models::ModelsCommand),
     /// Data sets: list, fetch, inspect, synth.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  tlpipe data list\n  tlpipe data inspect ./photos                       what tlpipe sees in a source"
+    )]
     Data(data::DataCommand),
     /// Which ONNX Runtime, providers, caches and assets would be used, and why.
     Doctor(doctor::DoctorArgs),
+    /// The script by which a shell completes commands and flags.
+    Completions(completions::CompletionsArgs),
+    /// A manual page for each command.
+    Man(completions::ManArgs),
+}
+
+/// The command line as clap knows it: for help, completions, manual pages.
+pub fn command() -> clap::Command {
+    help::grouped(Cli::command())
 }
 
 /// Set by Ctrl-C and SIGTERM while an engine works that ends cleanly by itself.
@@ -125,7 +152,7 @@ static STOPPABLE: AtomicBool = AtomicBool::new(false);
 pub fn main() -> ExitCode {
     // Before there are threads: it sets a variable of the environment.
     crate::runtime::disable_telemetry();
-    let cli = match Cli::try_parse() {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             let wanted = std::env::args_os().any(|arg| arg == "--json");
@@ -181,6 +208,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
     let directory = cli.global.directory.as_deref();
     let shell = Shell { context, progress, output, directory, runtime: &cli.global.runtime };
     match &cli.command {
+        Command::Init(args) => init::main(args, &shell),
         Command::Run(args) => run::main(args, &shell),
         Command::Extract(args) => extract::main(args, &shell),
         Command::FitHead(args) => fit_head::main(args, &shell),
@@ -195,6 +223,8 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),
+        Command::Completions(args) => completions::completions(args, &shell),
+        Command::Man(args) => completions::man(args, &shell),
     }
 }
 

@@ -65,7 +65,7 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let reported = pipeline::report(used, context, &options)?;
     let report_seconds = report_started.elapsed().as_secs_f64();
     tell_stage(stage("report", reported.outcome, report_seconds))?;
-    tell(report::said(&reported))?;
+    tell(report::said(&reported, &std::io::stdout()))?;
     if let Some(facts) = &reported.facts {
         tell_stage(format!("\n{}\n", summary::text(facts)))?;
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::assets::{AssetError, Located};
@@ -40,7 +41,7 @@ pub enum BackboneError {
 }
 
 /// Pixel values that backbones are trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PixelScale {
     /// x / 127.5 - 1.
@@ -259,6 +260,11 @@ impl Backbone {
     /// What neither a card nor the graph says and was assumed.
     pub fn assumptions(&self) -> &[String] {
         &self.assumptions
+    }
+
+    /// The only side that it takes, pixels, if it is so.
+    pub fn fixed_side(&self) -> Option<u32> {
+        self.fixed_side
     }
 
     /// Refuses an image size that the network does not take.

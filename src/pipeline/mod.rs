@@ -10,9 +10,11 @@ mod extras;
 mod fit;
 #[cfg(test)]
 mod fixture;
+mod init;
 mod outcome;
 mod proof;
 mod report;
+mod schema;
 mod scoring;
 mod settings;
 mod streamed;
@@ -32,8 +34,10 @@ pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
+pub use init::{Broken, Choice, ClassBalance, Contents, InitOptions, Initialized, SCHEMA_FILE, Sizes, SplitRows, Survey, init};
 pub use proof::{Proof, prove};
 pub use report::{ReportOptions, Reported, report, report_compared};
+pub use schema::schema;
 pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
 pub use uncached::{Uncached, fit_uncached};
@@ -65,6 +69,20 @@ pub enum PipelineError {
         origin: String,
         /// What is wrong and what may stand there.
         reason: String,
+    },
+    /// A file that was to be written is there.
+    #[error("{path}: there is such a file, and it stays as it is; name another one with -o, or replace it with --force")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be written.
+    #[error("{path}: cannot be written ({source}); name a place that can be with -o")]
+    NotWritten {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// No source is named.
     #[error("no images named: give --data PATH, or `source` below [data] in a pipeline file")]
