@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, Parser, Subcommand};
 
 use crate::assets::Search;
+use crate::deploy::DeployError;
 use crate::pipeline::{Context, PipelineError};
 use options::RuntimeArgs;
 use progress::Progress;
@@ -161,6 +162,7 @@ fn status(error: &anyhow::Error) -> u8 {
         Some(PipelineError::Interrupted(_)) => INTERRUPTED,
         Some(error) if error.is_usage() => USAGE,
         _ if error.is::<options::Usage>() => USAGE,
+        _ if error.downcast_ref::<DeployError>().is_some_and(DeployError::is_usage) => USAGE,
         _ => 1,
     }
 }

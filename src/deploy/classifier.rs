@@ -8,16 +8,22 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use rayon::prelude::*;
+
 use super::foreign;
 use super::preprocess::TENSOR;
-use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES};
+use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES, Said};
 use crate::assets::Located;
-use crate::evaluate::softmax;
+use crate::evaluate::{argmax, softmax};
 use crate::extract::prepare::{Picture, Preparer};
 use crate::extract::{PixelScale, portions, suited_batch};
-use crate::image::{ImageSpec, Resize, RgbImage, Views, Window};
+use crate::image::{ImageSpec, MAX_PIXELS, Resize, RgbImage, Views, Window};
 use crate::onnx::Model;
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
+
+/// Why there is no class where a probability is no number.
+pub(super) const NOT_FINITE: &str = "the network answers with NaN or infinite values";
 
 /// How to open a classifier.
 #[derive(Clone, Debug)]
@@ -229,6 +235,29 @@ impl Classifier {
             });
         }
         Ok(rows)
+    }
+
+    /// Classifies encoded images on every thread; for one that cannot be used, why not.
+    ///
+    /// # Errors
+    /// When the network fails, or answers with another number of classes than it says.
+    pub fn answer(&self, encoded: &[Bytes]) -> Result<Vec<Result<Said, String>>, DeployError> {
+        let some = |images: &[Bytes]| {
+            let mut loader = self.loader(MAX_PIXELS);
+            let added: Vec<Result<(), String>> = images.iter().map(|bytes| loader.add(bytes)).collect();
+            let rows = self.probabilities(rayon::current_thread_index().unwrap_or_default(), &mut loader)?;
+            let mut rows = rows.chunks_exact(self.classes().len().max(1));
+            let said = |added: Result<(), String>| {
+                let row = added.map(|()| rows.next().unwrap_or_default())?;
+                match row.iter().all(|value| value.is_finite()) {
+                    true => Ok(Said { probabilities: row.to_vec(), class: argmax(row) }),
+                    false => Err(NOT_FINITE.to_owned()),
+                }
+            };
+            Ok(added.into_iter().map(said).collect::<Vec<_>>())
+        };
+        let parts = encoded.par_chunks(self.batch.max(1)).map(some).collect::<Result<Vec<_>, DeployError>>()?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
     /// The output as it is.

@@ -16,7 +16,9 @@ mod tally;
 use std::path::PathBuf;
 
 pub use backbone::{Backbone, BackboneError, PixelScale};
-pub(crate) use backbone::{expected_pixels, layout};
+#[cfg(test)]
+pub(crate) use backbone::stored;
+pub(crate) use backbone::{cut_segments, expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
 pub(crate) use engine::suited_batch;
 pub use engine::{Ended, Plan, Taker, extract, extract_beside};

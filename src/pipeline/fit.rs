@@ -161,7 +161,7 @@ impl Stage<'_> {
         }
         let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
         fitted.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
-        let head = fitted.head.with_store(&manifest.key, store.transform());
+        let head = fitted.head.with_store(&manifest.key_parts, store.transform());
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, classes)?;
         let train = scoring.head(&head, "train", &rows.fitting, &division.train)?;

@@ -10,9 +10,11 @@ mod extras;
 mod fit;
 #[cfg(test)]
 mod fixture;
+mod made;
 mod outcome;
 mod proof;
 mod report;
+mod scored;
 mod scoring;
 mod settings;
 mod streamed;
@@ -198,6 +200,16 @@ pub enum PipelineError {
         /// What differs.
         reason: String,
     },
+    /// A classifier was to be held against a run that it did not come from.
+    #[error("{run}: the answers of this run cannot be those of {model}: {reason}")]
+    OtherRun {
+        /// The run.
+        run: PathBuf,
+        /// The classifier.
+        model: String,
+        /// What differs, and what to do.
+        reason: String,
+    },
     /// There are no images to compare a model on.
     #[error(
         "the model cannot be compared with the answers that were scored: {0}; name the images with --data, or give --unproven"
@@ -215,14 +227,12 @@ impl PipelineError {
     /// Whether the user asked for something that cannot be, rather than something having failed.
     pub fn is_usage(&self) -> bool {
         use crate::head::HeadError;
-        matches!(
-            self,
-            Self::Settings { .. }
-                | Self::NoSource
-                | Self::NoFeatures
-                | Self::SameFolder { .. }
-                | Self::Head(HeadError::Parameter { .. })
-        )
+        match self {
+            Self::Settings { .. } | Self::NoSource | Self::NoFeatures | Self::SameFolder { .. } => true,
+            Self::Head(error) => matches!(error, HeadError::Parameter { .. }),
+            Self::Deploy(error) => error.is_usage(),
+            _ => false,
+        }
     }
 }
 

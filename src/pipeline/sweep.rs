@@ -226,7 +226,7 @@ impl Sweep<'_> {
         let Refit { params, fitted, seconds } = refit;
         let Loaded { store, rows, division } = loaded;
         let (manifest, base) = (store.manifest(), &pipeline.settings.head);
-        let head = fitted.head.clone().with_store(&manifest.key, store.transform());
+        let head = fitted.head.clone().with_store(&manifest.key_parts, store.transform());
         let holdout: Vec<usize> = held.folds.iter().flat_map(|fold| fold.holdout.iter().copied()).collect();
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, &manifest.classes)?;

@@ -13,7 +13,7 @@ pub use parquet::Parquet;
 pub use watch::Watch;
 
 use super::DeployError;
-use super::classifier::{Classifier, Loader};
+use super::classifier::{Classifier, Loader, NOT_FINITE};
 use crate::dataset::Record;
 use crate::events::{Event, Observer, Unit};
 use crate::extract::flow::{Steps, flow};
@@ -62,7 +62,7 @@ impl Answer {
     /// When one of them is no number.
     pub fn of(row: &[f32], asked: Asked) -> Result<Self, String> {
         if row.is_empty() || row.iter().any(|value| !value.is_finite()) {
-            return Err("the network answers with NaN or infinite values".to_owned());
+            return Err(NOT_FINITE.to_owned());
         }
         let descending = |a: &Ranked, b: &Ranked| match b.probability.total_cmp(&a.probability) {
             Ordering::Equal => a.index.cmp(&b.index),
