@@ -10,8 +10,8 @@ use super::scored::Scored;
 use super::{Context, DataSettings, Pipeline, PipelineError, open_dataset};
 use crate::dataset::Dataset;
 use crate::deploy::{
-    self, Bound, CARD, Card, Columns, Comparison, DeployError, Deployed, InputKind, LABELS, MergeOptions, Metadata,
-    MetricsRecord, Parity, Parts, Provenance, StoreKey,
+    self, Beside, Bound, Card, Columns, Comparison, DeployError, Deployed, InputKind, MergeOptions, Metadata, MetricsRecord,
+    Parity, Parts, Provenance, StoreKey,
 };
 use crate::extract::cut_segments;
 use crate::head::Head;
@@ -109,7 +109,7 @@ pub struct Exported {
 pub fn export(pipeline: &Pipeline, context: &Context<'_>, options: &ExportOptions) -> Result<Exported, PipelineError> {
     let run = RunDir::new(&pipeline.run);
     let out = options.out.clone().unwrap_or_else(|| run.file("classifier.onnx"));
-    let folder = check_place(&out)?;
+    let Beside { card: card_path, labels } = check_place(&out)?;
     let metrics = run.metrics()?;
     let head = Head::load(&run.file("head.safetensors"))?;
     let made = Made::find(pipeline, context, &head)?;
@@ -120,10 +120,11 @@ pub fn export(pipeline: &Pipeline, context: &Context<'_>, options: &ExportOption
     let (model, metadata, parts) = build(&made, &head, &metrics, context, options)?;
     let (model, metadata) = prove(pipeline, context, options, &out, (model, metadata), &parts, &made)?;
     let bytes = model.to_bytes();
-    let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let sha256 = crate::assets::sha256_of(&bytes);
     let card = Card {
-        file: &name,
+        file: &name(&out),
+        labels: &name(&labels),
         bytes: bytes.len() as u64,
         sha256: &sha256,
         opset: model.opset(),
@@ -131,28 +132,26 @@ pub fn export(pipeline: &Pipeline, context: &Context<'_>, options: &ExportOption
         metrics: &metrics,
     };
     let card_text = card.markdown()?;
-    let (card, labels) = (folder.join(CARD), folder.join(LABELS));
     write(&out, &bytes)?;
     write(&labels, deploy::label_lines(&metadata.classes).as_bytes())?;
-    write(&card, card_text.as_bytes())?;
+    write(&card_path, card_text.as_bytes())?;
     let left_out = made.backbone.segments().len() - parts.segments.len();
-    Ok(Exported { path: out, bytes: bytes.len() as u64, card, labels, opset: model.opset(), metadata, left_out })
+    Ok(Exported { path: out, bytes: bytes.len() as u64, card: card_path, labels, opset: model.opset(), metadata, left_out })
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), DeployError> {
     persist(path, |file| file.write_all(content)).map_err(|source| DeployError::Write { path: path.to_owned(), source })
 }
 
-/// The folder of the file, which can be written: said before the work.
-fn check_place(out: &Path) -> Result<PathBuf, DeployError> {
+/// Where the card and the list of classes go; that the folder can be written is said before the work.
+fn check_place(out: &Path) -> Result<Beside, DeployError> {
     let unwritable = |source| DeployError::Write { path: out.to_owned(), source };
     if out.is_dir() {
         return Err(unwritable(std::io::Error::other("it is a folder; name a file in it")));
     }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     std::fs::create_dir_all(&folder).and_then(|()| tempfile::tempfile_in(&folder).map(drop)).map_err(unwritable)?;
-    Card::check_place(&folder)?;
-    Ok(folder)
+    Beside::of(out)
 }
 
 /// The parts that a merged model was made of.
