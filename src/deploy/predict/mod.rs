@@ -1,5 +1,6 @@
 //! Many images through a classifier: the same flow as extraction, with answers at its end instead of a store.
 
+mod earlier;
 mod formats;
 mod parquet;
 mod watch;
@@ -7,6 +8,7 @@ mod watch;
 use std::cmp::Ordering;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
+pub use earlier::is_replaceable;
 pub(super) use formats::Row;
 pub use formats::{Csv, Format, Json, JsonLines, Rows, Summary, UnknownFormat};
 pub use parquet::Parquet;
@@ -106,18 +108,14 @@ pub struct Listed<'s, I> {
     pub stop: &'s AtomicBool,
 }
 
-impl<I, E> Feed for Listed<'_, I>
-where
-    I: Iterator<Item = Result<Record, E>> + Send,
-    DeployError: From<E>,
-{
+impl<I: Iterator<Item = Record> + Send> Feed for Listed<'_, I> {
     fn feed(self, batch: usize, send: &mut dyn FnMut(Vec<Record>) -> bool) -> Result<(), DeployError> {
         let mut records = Vec::with_capacity(batch);
         for record in self.records {
             if self.stop.load(Memory::Relaxed) {
                 return Ok(());
             }
-            records.push(record?);
+            records.push(record);
             if records.len() == batch && !send(std::mem::replace(&mut records, Vec::with_capacity(batch))) {
                 return Ok(());
             }
