@@ -17,7 +17,7 @@ use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES, Said};
 use crate::assets::Located;
 use crate::evaluate::{argmax, softmax};
 use crate::extract::prepare::{Picture, Preparer};
-use crate::extract::{PixelScale, portions, suited_batch};
+use crate::extract::{PixelScale, Shape, suited_batch};
 use crate::image::{ImageSpec, MAX_PIXELS, Resize, RgbImage, Views, Window};
 use crate::onnx::Model;
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
@@ -268,11 +268,11 @@ impl Classifier {
         if images == 0 {
             return Ok(Vec::new());
         }
+        let shape = Shape { fixed: self.reading.fixed_batch, batch: self.batch, on_processor: graph.on_processor() };
         let mut rows = Vec::new();
         match &mut loader.held {
             Held::Numbers(values) => {
-                for (portion, images) in portions(values, self.reading.spec.values(), self.reading.fixed_batch.unwrap_or(images))
-                {
+                for (portion, images) in shape.portions(values, self.reading.spec.values()) {
                     rows.extend(self.read(
                         graph,
                         Images::Float32(&portion),
@@ -283,12 +283,12 @@ impl Classifier {
                 values.clear();
             }
             Held::Bytes(bytes) => {
-                let shape = |bytes: usize| match self.metadata {
+                let axes = |bytes: usize| match self.metadata {
                     Some(_) => [bytes / self.reading.spec.values(), side, side, 3],
                     None => self.reading.spec.shape(bytes / self.reading.spec.values()),
                 };
-                for (portion, images) in portions(bytes, self.reading.spec.values(), self.reading.fixed_batch.unwrap_or(images)) {
-                    rows.extend(self.read(graph, Images::Uint8(&portion), shape(portion.len()), images)?);
+                for (portion, images) in shape.portions(bytes, self.reading.spec.values()) {
+                    rows.extend(self.read(graph, Images::Uint8(&portion), axes(portion.len()), images)?);
                 }
                 bytes.clear();
             }
