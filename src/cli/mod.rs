@@ -150,7 +150,7 @@ pub fn main() -> ExitCode {
     let text = say::chain(&error);
     say::error(&text);
     // One object, and that was the result.
-    if cli.global.json && !error.is::<predict::SomeFailed>() {
+    if cli.global.json && !error.is::<predict::Ended>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -158,6 +158,9 @@ pub fn main() -> ExitCode {
 }
 
 fn status(error: &anyhow::Error) -> u8 {
+    if let Some(predict::Ended::Stopped { .. }) = error.downcast_ref() {
+        return INTERRUPTED;
+    }
     match error.downcast_ref::<PipelineError>() {
         Some(PipelineError::Interrupted(_)) => INTERRUPTED,
         Some(error) if error.is_usage() => USAGE,
@@ -208,6 +211,6 @@ fn watch_signals(progress: &Progress) -> Result<(), ctrlc::Error> {
             progress.clear();
             std::process::exit(i32::from(INTERRUPTED));
         }
-        progress.warn("stopping: what is done is being kept (again: stop at once)");
+        progress.warn("stopping (again: at once)");
     })
 }

@@ -46,6 +46,7 @@ use crate::assets::Search;
 use crate::events::Observer;
 use crate::head::{ParamGuard as _, Solver};
 use crate::onnx::Layers;
+use crate::run::RunDir;
 use crate::runtime::{Compute, RuntimeOptions};
 use crate::store::{Store, StoreError};
 
@@ -125,6 +126,17 @@ pub enum PipelineError {
     /// The features cannot be used.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// The features were not kept.
+    #[error(
+        "{features}: no features here: the run keeps none (run --no-cache, output.cache = false), and this needs those of every image; \
+         make them with tlpipe extract {how}"
+    )]
+    Uncached {
+        /// Where they would be.
+        features: PathBuf,
+        /// What to give to `tlpipe extract`.
+        how: String,
+    },
     /// The answers cannot be scored.
     #[error(transparent)]
     Evaluate(#[from] crate::evaluate::EvaluateError),
@@ -306,8 +318,16 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Opens the feature store, read as the head wants it.
-    fn open_store(&self) -> Result<Store, StoreError> {
-        Ok(Store::open(&self.features)?.with_transform(self.settings.head.transform))
+    fn open_store(&self) -> Result<Store, PipelineError> {
+        match Store::open(&self.features) {
+            Err(StoreError::Missing(_)) if !self.settings.output.keeps_features() => {
+                let recorded = RunDir::new(&self.run).file("pipeline.toml");
+                let file = self.file.as_ref().or(recorded.is_file().then_some(&recorded)).map(|file| quoted(file));
+                let how = file.unwrap_or_else(|| "with the same flags".to_owned());
+                Err(PipelineError::Uncached { features: self.features.clone(), how })
+            }
+            opened => Ok(opened?.with_transform(self.settings.head.transform)),
+        }
     }
 
     /// Settles what the settings leave open.

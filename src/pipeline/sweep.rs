@@ -274,7 +274,8 @@ impl Sweep<'_> {
         let on = (&held.all[..], &held.all[..]);
         let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, on)).transpose()?;
         let predictions = scoring.predictions;
-        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, &resolved)?;
+        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept, passing: None }
+            .write(run, &resolved)?;
         Ok(metrics)
     }
 }

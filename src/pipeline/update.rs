@@ -158,7 +158,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let kept = Some(Kept { statistics: Some(&statistics), rows, origin, path: &[], left_out: None });
     let mut resolved = pipeline.clone();
     resolved.settings.head = params;
-    Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept }
+    Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept, passing: None }
         .write(&run, &resolved)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics, loaded: None })
 }
