@@ -91,6 +91,23 @@ pub enum RunError {
     },
 }
 
+/// One tensor, early to late; a row of `depths.csv`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Depth {
+    /// The tensor.
+    pub tensor: String,
+    /// Features of it.
+    pub width: usize,
+    /// Features of it that the run's head uses: all, or those that `head.budget` left.
+    pub used: usize,
+    /// Accuracy on the hold-out of a head on this tensor alone; none where nothing is held out.
+    pub validation_accuracy: Option<f64>,
+    /// Accuracy of that head on the test split; none where there is none.
+    pub test_accuracy: Option<f64>,
+    /// Time of the fit.
+    pub seconds: f64,
+}
+
 /// Scores of one split. What is undefined is null.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SplitScore {

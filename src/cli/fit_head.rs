@@ -6,7 +6,8 @@ use super::options::{HeadArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
 use crate::head::Solver;
-use crate::pipeline::{self, Axis, Depth, Fit, Pipeline, Plan, Shots, StageOutcome};
+use crate::pipeline::{self, Axis, Fit, Pipeline, Plan, Shots, StageOutcome};
+use crate::run::Depth;
 use crate::run::{BaselineSplit, EpochRecord, SplitScore};
 
 /// Arguments of `tlpipe fit-head`.

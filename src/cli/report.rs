@@ -1,6 +1,6 @@
 //! `tlpipe report`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -34,9 +34,9 @@ pub struct ReportArgs {
     /// One page on several runs instead, two or more; each is tested against the first.
     #[arg(long, num_args = 2.., value_name = "RUN", conflicts_with_all = ["pipeline", "set", "features", "run", "data", "no_map"])]
     compare: Vec<PathBuf>,
-    /// The page of --compare; the same facts as data go beside it.
-    #[arg(long, value_name = "FILE", default_value = "compare.html", requires = "compare")]
-    output: PathBuf,
+    /// The page of --compare; the same facts as data go beside it [default: compare.html].
+    #[arg(long, value_name = "FILE", requires = "compare")]
+    output: Option<PathBuf>,
 }
 
 /// How a summary is written.
@@ -76,7 +76,8 @@ pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
 }
 
 fn compared(args: &ReportArgs, shell: &Shell<'_>, page_bytes: usize) -> anyhow::Result<()> {
-    let written = pipeline::report_compared(&args.compare, &args.output, &shell.context, page_bytes)?;
+    let page = args.output.as_deref().unwrap_or(Path::new("compare.html"));
+    let written = pipeline::report_compared(&args.compare, page, &shell.context, page_bytes)?;
     let said = format!("  report    {}", written.html.display());
     if args.format != Format::Text && !shell.output.json {
         shell.progress.note(&said);

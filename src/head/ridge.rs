@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::squares::LeastSquares;
 use super::dense::BLOCK_ROWS;
@@ -42,8 +42,8 @@ const WIDE_PATH: (i32, i32) = (-12, 6);
 /// Temperature of least-squares answers where none is best: every answer right, or none that says anything.
 const SHARP: f64 = 0.05;
 
-/// One strength of L2 on the training rows.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// One strength of L2 on the training rows; a row of `l2_path.csv`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RidgePoint {
     /// The strength.
     pub l2: f64,

@@ -109,23 +109,29 @@ pub fn audit(pipeline: &Pipeline, context: &Context<'_>, plan: AuditPlan) -> Res
     let mut summary = found.summarize();
     let rest = rest_started.elapsed().as_secs_f64();
 
-    let curve_started = Instant::now();
-    let curve = if plan.data_curve { Some(data_curve::measure(&images, params, context)?) } else { None };
-    let data_curve = if plan.data_curve { curve_started.elapsed().as_secs_f64() } else { 0.0 };
     summary.store_key = manifest.key.clone();
     summary.store_digest = manifest.digest();
+    let all = started.elapsed().as_secs_f64();
+    summary.seconds = Seconds { load, neighbours, labels: labels_seconds, rest, data_curve: 0.0, all };
     run.remove(AUDIT)?;
+    run.remove(DATA_CURVE)?;
     let encoded = audit::to_parquet(&whole, &findings);
     let encoded = encoded.map_err(|source| PipelineError::Findings { path: run.file(AUDIT_FINDINGS), source })?;
     run.write(AUDIT_FINDINGS, &encoded)?;
-    match &curve {
-        Some((_, table)) => run.write_table(DATA_CURVE, table)?,
-        None => run.remove(DATA_CURVE)?,
-    }
-    summary.data_curve = curve.map(|(curve, _)| curve);
-    let all = started.elapsed().as_secs_f64();
-    summary.seconds = Seconds { load, neighbours, labels: labels_seconds, rest, data_curve, all };
     run.write_audit(&summary)?;
+    if plan.data_curve {
+        let curve_started = Instant::now();
+        let measured = data_curve::measure(&images, params, context);
+        let (curve, table) = measured.inspect_err(|_| {
+            let kept = format!("there is no data curve; everything else of the audit is kept in {}", run.file(AUDIT).display());
+            (context.observe)(Event::Warned(kept));
+        })?;
+        run.write_table(DATA_CURVE, &table)?;
+        summary.data_curve = Some(curve);
+        summary.seconds.data_curve = curve_started.elapsed().as_secs_f64();
+        summary.seconds.all = started.elapsed().as_secs_f64();
+        run.write_audit(&summary)?;
+    }
     Ok(Audited { summary, findings: run.file(AUDIT_FINDINGS), json: run.file(AUDIT) })
 }
 

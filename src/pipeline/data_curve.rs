@@ -92,7 +92,7 @@ pub(super) fn measure(
                 wrong.push((size, missed));
                 (context.observe)(Event::Advanced { task: TASK, done: wrong.len() as u64 });
                 if context.stop.load(Ordering::Relaxed) {
-                    return Err(Interrupted("stopped; nothing was written".into()).into());
+                    return Err(Interrupted("stopped while the data curve was measured".into()).into());
                 }
             }
         }

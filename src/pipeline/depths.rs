@@ -5,32 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use ndarray::{Axis, s};
-use serde::Serialize;
 
 use super::fit::{Fit, Loaded, labelled};
 use super::outcome::DEPTHS;
 use super::{Context, Interrupted, Pipeline, PipelineError, extras};
 use crate::events::{Event, Unit};
 use crate::head::{self, Examples, Head, HeadParams, ParamGuard as _};
-use crate::run::RunDir;
+use crate::run::{Depth, RunDir};
 use crate::store::{Segment, SplitFeatures};
-
-/// One tensor, early to late; a row of `depths.csv`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Depth {
-    /// The tensor.
-    pub tensor: String,
-    /// Features of it.
-    pub width: usize,
-    /// Features of it that the run's head uses: all, or those that `head.budget` left.
-    pub used: usize,
-    /// Accuracy on the hold-out of a head on this tensor alone; none where nothing is held out.
-    pub validation_accuracy: Option<f64>,
-    /// Accuracy of that head on the test split; none where there is none.
-    pub test_accuracy: Option<f64>,
-    /// Time of the fit.
-    pub seconds: f64,
-}
 
 /// Fits the pipeline's head on each segment of the features and writes `depths.csv` to the run.
 ///

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use audit::{AuditPlan, Audited, audit};
 pub use compare::compare;
-pub use depths::{Depth, depths};
+pub use depths::depths;
 pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};

@@ -11,25 +11,11 @@ use super::StoreFacts;
 use super::tables::{counts, scan};
 use crate::audit::{Curve, KindSummary};
 use crate::evaluate::mean_interval;
-use crate::run::{AUDIT_FINDINGS, RunDir};
+use crate::head::RidgePoint;
+use crate::run::{AUDIT_FINDINGS, Depth, RunDir};
 
 /// Findings of a kind that are kept and shown.
 const SHOWN: usize = 12;
-
-/// One strength of L2 (a row of `l2_path.csv`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct L2Point {
-    /// The strength.
-    pub l2: f64,
-    /// Mean squared error of rows left out, or its estimate.
-    pub leave_one_out_error: Option<f64>,
-    /// Share of rows left out that are right.
-    pub leave_one_out_accuracy: Option<f64>,
-    /// Mean squared error over the rows held out.
-    pub holdout_error: Option<f64>,
-    /// Share of them that is right.
-    pub holdout_accuracy: Option<f64>,
-}
 
 /// Heads on a few images of each class (of `shots.csv`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,21 +37,6 @@ struct ShotRow {
     shots: usize,
     rows: usize,
     accuracy: f64,
-}
-
-/// A head on one depth of the network alone (a row of `depths.csv`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DepthFacts {
-    /// The tensor.
-    pub tensor: String,
-    /// Its features.
-    pub width: usize,
-    /// Those of them that the run's head uses.
-    pub used: usize,
-    /// Accuracy on the hold-out.
-    pub validation_accuracy: Option<f64>,
-    /// Accuracy on the test split.
-    pub test_accuracy: Option<f64>,
 }
 
 /// A kind of finding of `tlpipe audit`.
@@ -121,9 +92,9 @@ impl AuditFacts {
 /// What stands beside the head of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Beside {
-    pub(super) l2_path: Vec<L2Point>,
+    pub(super) l2_path: Vec<RidgePoint>,
     pub(super) shots: Vec<ShotFacts>,
-    pub(super) depths: Vec<DepthFacts>,
+    pub(super) depths: Vec<Depth>,
     pub(super) audit: Option<AuditFacts>,
     pub(super) notes: Vec<String>,
 }

@@ -6,13 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::beside::{AuditFacts, Beside, DepthFacts, L2Point, ShotFacts};
+use super::beside::{AuditFacts, Beside, ShotFacts};
 use super::map::{self, EmbeddingMap};
 use super::standout::{self, Standout};
 use super::tables::{Answer, Predictions, SplitCounts, cells};
 use super::{Inputs, ReportError, StoreFacts};
 use crate::evaluate::{Calibration, ClassScore, ConfusionCell, TopK};
-use crate::run::{EpochRecord, Metrics, SplitScore};
+use crate::head::RidgePoint;
+use crate::run::{Depth, EpochRecord, Metrics, SplitScore};
 
 /// Version of `report.json`; docs/report.md has its fields.
 pub const REPORT_SCHEMA: u32 = 3;
@@ -148,11 +149,11 @@ pub struct Facts {
     /// Epochs; empty for a solver without epochs.
     pub history: Vec<EpochRecord>,
     /// Strengths of L2 that a closed form was tried with, weakest first.
-    pub l2_path: Vec<L2Point>,
+    pub l2_path: Vec<RidgePoint>,
     /// Heads on few images of each class, fewest first.
     pub shots: Vec<ShotFacts>,
     /// Heads on one depth of the network each, early to late.
-    pub depths: Vec<DepthFacts>,
+    pub depths: Vec<Depth>,
     /// The embeddings in two dimensions; none where no map was wanted or there are too few images.
     pub map: Option<EmbeddingMap>,
     /// What `tlpipe audit` found; none where it has not been run.

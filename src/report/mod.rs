@@ -40,7 +40,7 @@ mod tests;
 mod versus;
 mod words;
 
-pub use beside::{AuditFacts, AuditKind, AuditRow, DepthFacts, L2Point, ShotFacts};
+pub use beside::{AuditFacts, AuditKind, AuditRow, ShotFacts};
 pub use facts::{CellExamples, ClassFigures, Examined, Facts, FitFacts, REPORT_SCHEMA, SplitFacts, Timing};
 pub use inputs::{
     BackboneFacts, ExtractionFacts, FindFeatures, FindImages, Inputs, MakeThumbnail, QuarantinedImage, SplitRows, StageTime,
@@ -96,6 +96,14 @@ pub enum ReportError {
         recorded: String,
         /// The store's key.
         found: String,
+    },
+    /// A comparison would replace a file that is none.
+    #[error(
+        "{path}: is there already and is not an earlier comparison of tlpipe; name another page by --output, or take it away"
+    )]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
     },
     /// A plot could not be drawn.
     #[error("{plot}: cannot be drawn: {reason}")]

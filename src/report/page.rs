@@ -11,12 +11,13 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::beside::{AuditKind, AuditRow, L2Point};
+use super::beside::{AuditKind, AuditRow};
 use super::facts::{ClassFigures, Examined, Facts, source_split};
 use super::pictures::{Album, Picture, Place, Stock};
 use super::plots::{FIRST, Line, SECOND, Scale, Spot, heat_map, histogram, lines, on_map, reliability, scatter};
 use super::tables::Answer;
 use super::{Inputs, JSON, ReportError, data_curve, words};
+use crate::head::RidgePoint;
 use crate::run::EpochRecord;
 
 /// What numbers in JSON and markup around pictures may take beyond the page without them, bytes.
@@ -153,7 +154,7 @@ impl Plots {
 
 /// Error and accuracy over the strengths of L2; the one that was chosen is marked.
 fn l2_plots(facts: &Facts) -> Result<Vec<(&'static str, String)>, ReportError> {
-    type Of = fn(&L2Point) -> Option<f64>;
+    type Of = fn(&RidgePoint) -> Option<f64>;
     let figures: [(&str, Of, Scale); 2] = [
         ("Squared error", |point| point.holdout_error.or(point.leave_one_out_error), Scale::Plain),
         ("Accuracy", |point| point.holdout_accuracy.or(point.leave_one_out_accuracy), Scale::Percent),
@@ -162,9 +163,9 @@ fn l2_plots(facts: &Facts) -> Result<Vec<(&'static str, String)>, ReportError> {
     if facts.l2_path.len() < 2 {
         return Ok(drawn);
     }
-    let chosen = |point: &&L2Point| (point.l2 / facts.fit.l2 - 1.0).abs() < 1e-6;
+    let chosen = |point: &&RidgePoint| (point.l2 / facts.fit.l2 - 1.0).abs() < 1e-6;
     for (name, of, scale) in figures {
-        let place = |point: &L2Point| Some((point.l2.log10(), of(point)?));
+        let place = |point: &RidgePoint| Some((point.l2.log10(), of(point)?));
         let path = || facts.l2_path.iter().filter(|point| point.l2 > 0.0);
         let of_path = [
             Line { points: path().filter_map(place).collect(), colour: SECOND, marked: true },

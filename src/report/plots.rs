@@ -17,6 +17,9 @@ const SCALE: u32 = 4;
 /// Font size, in pixels of the page at 1:1. plotters divides by 1.24 what it is given.
 const FONT: f64 = 13.0 * 1.24;
 
+/// Room at the right for half of the last label, pixels of the page at 1:1.
+const RIGHT: u32 = 26;
+
 /// Points of a curve that are drawn at most.
 const POINTS: usize = 500;
 
@@ -101,7 +104,7 @@ pub(super) fn lines(label: &str, lines: &[Line], across: Scale, up: Scale) -> Re
     let range = if last > first { first..last } else { first - 1.0..last + 1.0 };
     let drawn = svg((440, 260), |root| {
         let (across, up) = (|value: &f64| across.write(*value), |value: &f64| up.write(*value));
-        let frame = Frame { right: 14, labels: (8, 5), across: &across, up: &up };
+        let frame = Frame { labels: (8, 5), across: &across, up: &up };
         let mut chart = frame.around(root, range, low - pad..high + pad)?;
         for line in &lines {
             let drawn = LineSeries::new(line.points.iter().copied(), line.colour.stroke_width(2 * SCALE));
@@ -168,8 +171,6 @@ type Chart<'a, 'b> =
 
 /// What stands around a chart.
 struct Frame<'f> {
-    /// Room at the right, in units of [`SCALE`].
-    right: u32,
     /// Labels across and up, about.
     labels: (usize, usize),
     across: &'f dyn Fn(&f64) -> String,
@@ -186,7 +187,7 @@ impl Frame<'_> {
     ) -> Result<Chart<'a, 'b>, ReportError> {
         let mut chart = ChartBuilder::on(root)
             .margin_top(10 * SCALE)
-            .margin_right(self.right * SCALE)
+            .margin_right(RIGHT * SCALE)
             .x_label_area_size(24 * SCALE)
             .y_label_area_size(46 * SCALE)
             .build_cartesian_2d(across, up)
@@ -213,7 +214,7 @@ fn unit_chart<'a, 'b>(root: &'a DrawingArea<SVGBackend<'b>, Shift>, highest: f64
     let across = |value: &f64| Scale::Percent.write(*value);
     // Nought is below the other axis already.
     let up = |value: &f64| if *value == 0.0 { String::new() } else { Scale::Percent.write(*value) };
-    Frame { right: 22, labels: (6, 6), across: &across, up: &up }.around(root, 0.0..1.0, 0.0..highest)
+    Frame { labels: (6, 6), across: &across, up: &up }.around(root, 0.0..1.0, 0.0..highest)
 }
 
 /// A point of the map.

@@ -165,6 +165,8 @@ pub struct WrittenComparison {
 /// When a run is damaged, or the files cannot be written.
 pub fn compare(inputs: CompareInputs) -> Result<WrittenComparison, ReportError> {
     let CompareInputs { comparison, images, thumbnail, page_bytes, html } = inputs;
+    let json_path = html.with_extension("json");
+    replaceable(html, &json_path)?;
     let of = |run: &ComparedRun| -> Result<(Metrics, Vec<EpochRecord>), ReportError> {
         let dir = RunDir::new(&run.run);
         let history = if dir.file("history.csv").exists() { dir.history()? } else { Vec::new() };
@@ -197,7 +199,6 @@ pub fn compare(inputs: CompareInputs) -> Result<WrittenComparison, ReportError> 
     let curves = curves(&facts)?;
     let template = environment()?;
     let template = template.get_template("compare.html")?;
-    let json_path = html.with_extension("json");
     let render = |facts: &ComparisonFacts, pictures: &[Vec<Picture>]| {
         template.render(context! {
             facts => Serde(facts),
@@ -224,6 +225,18 @@ pub fn compare(inputs: CompareInputs) -> Result<WrittenComparison, ReportError> 
         persist(path, |file| file.write_all(content)).map_err(|source| RunError::Io { path: path.to_path_buf(), source })?;
     }
     Ok(WrittenComparison { html: html.to_path_buf(), json: json_path, facts })
+}
+
+/// Whether both files are missing or those of an earlier comparison: what stands beside the page tells.
+fn replaceable(html: &Path, json: &Path) -> Result<(), ReportError> {
+    let ours = || {
+        let found: serde_json::Value = serde_json::from_slice(&std::fs::read(json).ok()?).ok()?;
+        found.get("schema").and(found.get("changes")).map(|_| ())
+    };
+    match [json, html].into_iter().find(|path| path.exists()) {
+        Some(path) if ours().is_none() => Err(ReportError::NotOurs { path: path.to_path_buf() }),
+        _ => Ok(()),
+    }
 }
 
 /// What runs are called on the page: their folders, without what all have in common.

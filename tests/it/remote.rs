@@ -156,6 +156,32 @@ fn a_web_server_gives_single_files_and_no_folders() {
 }
 
 #[test]
+fn google_storage_is_asked_the_way_its_service_account_says() {
+    // Its XML interface is the one that this server speaks.
+    let (scratch, store) = (Scratch::new(), S3::open());
+    for (number, image) in images().iter().enumerate() {
+        let path = store.path(&format!("bucket/photos/{}/{number}.png", ["cat", "dog"][number % 2]));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, image).unwrap();
+    }
+    let account = serde_json::json!({
+        "gcs_base_url": format!("http://{}", store.address()), "disable_oauth": true,
+        "client_email": "", "private_key": "", "private_key_id": "",
+    });
+    fs::write(scratch.path("account.json"), account.to_string()).unwrap();
+    let args = [&["extract"][..], &quick("gs://bucket/photos", &["--features", "far", "--json"])].concat();
+    let mut far = command(&scratch, &store, &args);
+    let ran = finish(far.env("GOOGLE_SERVICE_ACCOUNT", scratch.path("account.json")));
+    assert_eq!(ran.status, Some(0), "{}{}", ran.stdout, ran.stderr);
+    let asked = store.asked();
+    assert!(asked.iter().any(|line| line.starts_with("GET /bucket/photos%2Fcat%2F0")), "{asked:?}");
+    extract(&scratch, &store, &store.path("bucket/photos").display().to_string(), "near");
+    let [far, near] = ["far", "near"].map(|name| Store::open(&scratch.path(name)).unwrap().load(&["train"]).unwrap());
+    assert_eq!((&far.ids, &far.labels, &far.embeddings), (&near.ids, &near.labels, &near.embeddings));
+    assert_eq!(far.ids.len(), 6);
+}
+
+#[test]
 fn lines_that_break_are_asked_again() {
     let (scratch, s3) = (Scratch::new(), S3::start());
     shard(&s3.path("bucket/train-0000.tar"), &images());

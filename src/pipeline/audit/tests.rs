@@ -145,6 +145,19 @@ fn the_data_curve_is_measured_on_test_or_on_rows_held_out() {
 }
 
 #[test]
+fn an_audit_is_kept_where_no_data_curve_can_be_made() {
+    let dir = tempfile::tempdir().unwrap();
+    // An image of each class and nothing to score them on.
+    fixture::write(&dir.path().join("features"), &[("train", 2)], 8, 2, |_, _| {});
+    let (found, said) = told(&pipeline(dir.path(), "run", &[]), AuditPlan { data_curve: true, ..plan() });
+    assert!(found.unwrap_err().to_string().contains("nothing to score on"));
+    assert!(said.iter().any(|said| said.contains("kept in")), "{said:?}");
+    let run = RunDir::new(dir.path().join("run"));
+    assert!(run.audit().unwrap().is_some_and(|summary| summary.data_curve.is_none()));
+    assert!(run.file(AUDIT_FINDINGS).exists());
+}
+
+#[test]
 fn what_does_not_fit_in_memory_is_refused_with_the_remedy() {
     let dir = tempfile::tempdir().unwrap();
     fixture::write(&dir.path().join("features"), &[("train", 3000)], 200, 3, |_, _| {});
