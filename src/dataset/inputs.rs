@@ -97,7 +97,7 @@ impl Inputs {
                 Part::Source(dataset) => Box::new(of(dataset)),
                 Part::Address(address) => match Dataset::open_unlabelled(&address, &options, cache.as_deref()) {
                     Ok(dataset) => Box::new(of(dataset)),
-                    Err(error) => Box::new(std::iter::once(unusable(&address, error.to_string()))),
+                    Err(error) => Box::new(std::iter::once(unusable(&remote::without_query(&address), error.to_string()))),
                 },
             }
         })

@@ -16,9 +16,11 @@ use crate::deploy::{
 };
 use crate::evaluate::wilson_interval;
 use crate::events::{Event, Unit};
+use crate::head::Head;
 use crate::onnx::Model;
 use crate::run::RunDir;
 use crate::runtime::{Compute, Runtime, locate};
+use crate::store::KeyParts;
 
 /// Images that are read and answered at a time.
 const CHUNK: usize = 512;
@@ -175,14 +177,27 @@ fn foreign(options: &VerifyOptions, context: &Context<'_>, located: &Located) ->
 /// Refuses a run that the model did not come from: its answers are those of another head.
 fn came_from(run: &RunDir, options: &VerifyOptions, metadata: &Metadata) -> Result<(), PipelineError> {
     let metrics = run.metrics()?;
-    let keys = [
-        ("features' key", &metrics.store_key, &metadata.store_key.key),
-        ("fit's key", &metrics.fit_key, &metadata.metrics.fit_key),
-    ];
-    let Some((what, here, there)) = keys.into_iter().find(|(_, here, there)| here != there) else { return Ok(()) };
+    let (store, fit) = (&metadata.store_key, &metadata.metrics.fit_key);
+    let keys = |here: &str, there: &str| format!("key {} in the run, {} in the model", short(here), short(there));
+    let what = if metrics.store_key != store.key {
+        let head = Head::load(&run.file("head.safetensors"))?;
+        let unlike = |parts: &KeyParts| {
+            let parts = parts.unlike(&store.parts).map(|(name, here, there)| match name {
+                "backbone" => format!("{name} {} in the run, {} in the model", short(&here), short(&there)),
+                "cut" => "other tensors".to_owned(),
+                _ => format!("{name} {here} in the run, {there} in the model"),
+            });
+            parts.collect::<Vec<_>>().join("; ")
+        };
+        let unlike = head.store_parts().map(unlike).filter(|unlike| !unlike.is_empty());
+        format!("its head was fitted on other features ({})", unlike.unwrap_or_else(|| keys(&metrics.store_key, &store.key)))
+    } else if metrics.fit_key != *fit {
+        format!("its head is of another fit on the same features: other settings or rows ({})", keys(&metrics.fit_key, fit))
+    } else {
+        return Ok(());
+    };
     let reason = format!(
-        "the {what} is {here} in the run and {there} in the model, so another head was fitted there; name the run that the model was \
-         exported from, or export this one: tlpipe export {}",
+        "{what}; name the run that the model was exported from, or export this one: tlpipe export {}",
         super::quoted(run.path())
     );
     Err(PipelineError::OtherRun { run: run.path().to_owned(), model: options.model.clone(), reason })
@@ -258,6 +273,11 @@ impl Labelled {
         );
         Err(PipelineError::Settings { origin: self.source.clone(), reason })
     }
+}
+
+/// The first digits of a key.
+fn short(key: &str) -> &str {
+    key.get(..12).unwrap_or(key)
 }
 
 /// The first of some names.

@@ -212,10 +212,10 @@ fn equality_with_a_run_is_proven_or_refused() {
     };
     // Another head on the same features, and the same settings on others.
     scratch.ok(&["fit-head", "--features", "f", "--run", "r2", "--set", "head.solver=ridge"]);
-    refused(1, &["--run", "r2"], &["r2", "the fit's key", "export"]);
+    refused(1, &["--run", "r2"], &["r2", "another fit on the same features", "tlpipe export r2"]);
     let data = scratch.path("photos").display().to_string();
     scratch.ok(&[&["run"][..], &quick(&data, &["--resize", "pad", "--features", "f3", "--run", "r3"])].concat());
-    refused(1, &["--run", "r3"], &["r3", "the features' key", "export"]);
+    refused(1, &["--run", "r3"], &["r3", "resize pad in the run, squash in the model", "tlpipe export r3"]);
     refused(1, &["--run", "none"], &["none", "no run here"]);
     refused(2, &["--split", "test"], &["--split", "\"test\"", "splits found: train"]);
     // Images that the run never saw.

@@ -60,6 +60,11 @@ impl Address {
         })
     }
 
+    /// Without a query.
+    pub(super) fn shown(&self) -> String {
+        format!("{}/{}", self.root, self.key)
+    }
+
     /// The folder above the first wildcard, and the pattern; none where the key is none.
     pub(super) fn pattern(&self) -> Result<Option<(String, Pattern)>, DatasetError> {
         let is_wild = |part: &str| part.contains(['*', '?', '[']);
@@ -79,7 +84,7 @@ impl Address {
         let (reason, remedy) = match self.scheme {
             Scheme::Http => (
                 "no such file on this server",
-                "give the address of one file (.parquet or .tar): a web server does not list its folders",
+                "give the address of one file (an image, .parquet or .tar): a web server does not list its folders",
             ),
             _ => ("nothing is there under this name", "check bucket and name; a pattern looks like s3://bucket/train-*.tar"),
         };
@@ -111,7 +116,7 @@ mod tests {
         assert!(refused("s3:///x").contains("names no bucket"));
         let asked = Address::parse("https://host/a/x.png?size=2&key=a/b#top").unwrap();
         assert_eq!((asked.root.as_str(), asked.key.as_str()), ("https://host", "a/x.png"));
-        assert_eq!(asked.query.as_deref(), Some("size=2&key=a/b"));
+        assert_eq!((asked.query.as_deref(), asked.shown().as_str()), (Some("size=2&key=a/b"), "https://host/a/x.png"));
         assert_eq!(Address::parse("s3://b/x?.png").unwrap().query, None);
     }
 
