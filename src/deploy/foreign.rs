@@ -146,6 +146,9 @@ mod tests {
         assert_eq!(names(&Hints::default()).unwrap(), ["0", "1"]);
         fs::write(&labels, "cat\ndog, wolf\n").unwrap();
         assert_eq!(names(&Hints::default()).unwrap(), ["cat", "dog, wolf"]);
+        // Where two models share a folder, the second one's.
+        fs::write(folder.path().join("m.labels.txt"), "fox\nhen\n").unwrap();
+        assert_eq!(names(&Hints::default()).unwrap(), ["fox", "hen"]);
         let other = folder.path().join("other.txt");
         fs::write(&other, "a\nb\nc\n").unwrap();
         let said = names(&Hints { labels: Some(other), ..Hints::default() }).unwrap_err().to_string();

@@ -5,7 +5,7 @@ use std::fs;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use crate::support::{Scratch, picture, quick};
+use crate::support::{Scratch, parquet, picture, png, quick, signal};
 
 /// The estimate of each strength of L2 in a run, where there is one.
 fn estimates(scratch: &Scratch, run: &str) -> Vec<f64> {
@@ -125,4 +125,32 @@ fn where_nothing_can_be_used_the_reasons_stay() {
     assert!(scratch.path("r/quarantine.parquet").is_file());
     // What it left is no obstacle.
     assert!(run().contains("none of the 8 images"));
+}
+
+#[cfg(unix)]
+#[test]
+fn who_stops_it_is_told_once_what_is_kept() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+
+    let scratch = Scratch::new();
+    let image = png(&picture(0, 3));
+    let labels: Vec<i64> = (0..9000).map(|number| number % 2).collect();
+    parquet(&scratch.path("many/train-00000-of-00001.parquet"), &vec![Some(image); 9000], &labels);
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin("tlpipe"));
+    let flags = ["run", "--no-cache", "--solver", "ridge", "--threads", "1", "--run", "r"];
+    command.current_dir(scratch.path("")).args(flags).args(quick("many", &[])).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with("extract")));
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    signal(&child, "-INT");
+    let said: Vec<String> = lines.collect();
+    let status = child.wait().unwrap().code();
+    // A very quick machine is through before the signal arrives.
+    if status != Some(0) {
+        assert_eq!(status, Some(130), "{said:?}");
+        assert_eq!(said.iter().filter(|line| line.contains("kept")).count(), 1, "{said:?}");
+    }
+    assert!(!scratch.path("r").read_dir().unwrap().any(|entry| entry.unwrap().path().is_dir()), "{said:?}");
 }
