@@ -45,6 +45,7 @@ pub mod events;
 pub mod extract;
 pub mod head;
 pub mod image;
+mod markdown;
 pub mod onnx;
 mod persist;
 pub mod pipeline;

@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::assets::Search;
+use crate::deploy::DeployError;
 use crate::pipeline::{Context, PipelineError};
 use options::RuntimeArgs;
 use progress::Progress;
@@ -176,7 +177,7 @@ pub fn main() -> ExitCode {
     let text = say::chain(&error);
     say::error(&text);
     // One object, and that was the result.
-    if cli.global.json && !error.is::<predict::SomeFailed>() {
+    if cli.global.json && !error.is::<predict::Ended>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -184,10 +185,14 @@ pub fn main() -> ExitCode {
 }
 
 fn status(error: &anyhow::Error) -> u8 {
+    if let Some(predict::Ended::Stopped { .. }) = error.downcast_ref() {
+        return INTERRUPTED;
+    }
     match error.downcast_ref::<PipelineError>() {
         Some(PipelineError::Interrupted(_)) => INTERRUPTED,
         Some(error) if error.is_usage() => USAGE,
         _ if error.is::<options::Usage>() => USAGE,
+        _ if error.downcast_ref::<DeployError>().is_some_and(DeployError::is_usage) => USAGE,
         _ => 1,
     }
 }
@@ -236,6 +241,6 @@ fn watch_signals(progress: &Progress) -> Result<(), ctrlc::Error> {
             progress.clear();
             std::process::exit(i32::from(INTERRUPTED));
         }
-        progress.warn("stopping: what is done is being kept (again: stop at once)");
+        progress.warn("stopping (again: at once)");
     })
 }

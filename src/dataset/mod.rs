@@ -303,6 +303,12 @@ fn open(
     if !archives.is_empty() {
         return cifar::open(origin, &archives, options);
     }
+    if let ([only], Folders::Nothing) = (found.files.as_slice(), mean)
+        && matches!(only.place, Place::Object(_))
+    {
+        // An address may end in anything: its bytes say whether it is an image.
+        return folders::plain(origin, vec![only.clone()]);
+    }
     if let [only] = found.files.as_slice()
         && only.place.shown() == origin
     {

@@ -75,6 +75,20 @@ pub(crate) fn layout(layout: onnx::Layout) -> Layout {
     }
 }
 
+/// Segments as the feature store records them.
+pub(crate) fn stored(segments: Vec<onnx::Segment>) -> Vec<Segment> {
+    segments.into_iter().map(|onnx::Segment { tensor, offset, width }| Segment { tensor, offset, width }).collect()
+}
+
+/// A network cut behind segments as the feature store records them.
+///
+/// # Errors
+/// When it has no such tensors.
+pub(crate) fn cut_segments(model: &Model, segments: &[Segment]) -> Result<Model, OnnxError> {
+    let own = |Segment { tensor, offset, width }: Segment| onnx::Segment { tensor, offset, width };
+    onnx::cut_segments(model, &segments.iter().cloned().map(own).collect::<Vec<_>>())
+}
+
 /// The pixels that a network expects: what `scale` says, else its card, else its graph; and what had to be assumed.
 ///
 /// # Errors
@@ -175,10 +189,7 @@ impl Backbone {
             model: without_top.to_bytes(),
             cut: place,
             layers: layers.clone(),
-            segments: segments
-                .into_iter()
-                .map(|onnx::Segment { tensor, offset, width }| Segment { tensor, offset, width })
-                .collect(),
+            segments: stored(segments),
             native_side: card.map(|card| card.side).or(declared.side),
             fixed_side: input.side,
             fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()),

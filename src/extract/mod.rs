@@ -15,12 +15,14 @@ mod tally;
 
 use std::path::PathBuf;
 
+#[cfg(test)]
+pub(crate) use backbone::stored;
 pub use backbone::{Backbone, BackboneError, PixelScale};
-pub(crate) use backbone::{expected_pixels, layout};
+pub(crate) use backbone::{cut_segments, expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
 pub(crate) use engine::suited_batch;
 pub use engine::{Ended, Plan, Taker, extract, extract_beside};
-pub(crate) use network::portions;
+pub(crate) use network::Shape;
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;
@@ -95,8 +97,16 @@ pub enum ExtractError {
     #[error("a worker thread stopped unexpectedly; what was recorded is kept, go on with the same command")]
     Worker,
     /// Not one image of the source could be used.
-    #[error("none of the {0} images could be used; quarantine.parquet in the feature store says why for each")]
-    NothingUsable(usize),
+    #[error(
+        "none of the {images} images could be used; {}",
+        table.as_ref().map_or_else(|| "tlpipe extract says why for each".to_owned(), |table| format!("{} says why for each", table.display()))
+    )]
+    NothingUsable {
+        /// How many there are.
+        images: usize,
+        /// The table of reasons.
+        table: Option<PathBuf>,
+    },
 }
 
 impl From<flow::Lost> for ExtractError {

@@ -147,6 +147,7 @@ impl Stage {
             spec: self.spec.clone(),
             dtype: self.dtype,
             features: self.features.clone(),
+            quarantine: self.features.join("quarantine.parquet"),
             rebuild: false,
             compute: self.compute,
             threads,

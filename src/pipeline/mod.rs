@@ -11,10 +11,12 @@ mod fit;
 #[cfg(test)]
 mod fixture;
 mod init;
+mod made;
 mod outcome;
 mod proof;
 mod report;
 mod schema;
+mod scored;
 mod scoring;
 mod settings;
 mod streamed;
@@ -48,6 +50,7 @@ use crate::assets::Search;
 use crate::events::Observer;
 use crate::head::{ParamGuard as _, Solver};
 use crate::onnx::Layers;
+use crate::run::RunDir;
 use crate::runtime::{Compute, RuntimeOptions};
 use crate::store::{Store, StoreError};
 
@@ -141,6 +144,17 @@ pub enum PipelineError {
     /// The features cannot be used.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// The features were not kept.
+    #[error(
+        "{features}: no features here: the run keeps none (run --no-cache, output.cache = false), and this needs those of every image; \
+         make them with tlpipe extract {how}"
+    )]
+    Uncached {
+        /// Where they would be.
+        features: PathBuf,
+        /// What to give to `tlpipe extract`.
+        how: String,
+    },
     /// The answers cannot be scored.
     #[error(transparent)]
     Evaluate(#[from] crate::evaluate::EvaluateError),
@@ -216,6 +230,16 @@ pub enum PipelineError {
         /// What differs.
         reason: String,
     },
+    /// A classifier was to be held against a run that it did not come from.
+    #[error("{run}: the answers of this run cannot be those of {model}: {reason}")]
+    OtherRun {
+        /// The run.
+        run: PathBuf,
+        /// The classifier.
+        model: String,
+        /// What differs, and what to do.
+        reason: String,
+    },
     /// There are no images to compare a model on.
     #[error(
         "the model cannot be compared with the answers that were scored: {0}; name the images with --data, or give --unproven"
@@ -233,14 +257,12 @@ impl PipelineError {
     /// Whether the user asked for something that cannot be, rather than something having failed.
     pub fn is_usage(&self) -> bool {
         use crate::head::HeadError;
-        matches!(
-            self,
-            Self::Settings { .. }
-                | Self::NoSource
-                | Self::NoFeatures
-                | Self::SameFolder { .. }
-                | Self::Head(HeadError::Parameter { .. })
-        )
+        match self {
+            Self::Settings { .. } | Self::NoSource | Self::NoFeatures | Self::SameFolder { .. } => true,
+            Self::Head(error) => matches!(error, HeadError::Parameter { .. }),
+            Self::Deploy(error) => error.is_usage(),
+            _ => false,
+        }
     }
 }
 
@@ -314,8 +336,16 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Opens the feature store, read as the head wants it.
-    fn open_store(&self) -> Result<Store, StoreError> {
-        Ok(Store::open(&self.features)?.with_transform(self.settings.head.transform))
+    fn open_store(&self) -> Result<Store, PipelineError> {
+        match Store::open(&self.features) {
+            Err(StoreError::Missing(_)) if !self.settings.output.keeps_features() => {
+                let recorded = RunDir::new(&self.run).file("pipeline.toml");
+                let file = self.file.as_ref().or(recorded.is_file().then_some(&recorded)).map(|file| quoted(file));
+                let how = file.unwrap_or_else(|| "with the same flags".to_owned());
+                Err(PipelineError::Uncached { features: self.features.clone(), how })
+            }
+            opened => Ok(opened?.with_transform(self.settings.head.transform)),
+        }
     }
 
     /// Settles what the settings leave open.

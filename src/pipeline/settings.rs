@@ -99,6 +99,16 @@ pub struct OutputSettings {
     pub run: Option<PathBuf>,
     /// Numbers of the feature store: `float32`, or `float16` in half the room.
     pub dtype: Dtype,
+    /// Whether features are kept; left out, they are. Where they are not, `run` fits one head by least squares, and its L2 is chosen by
+    /// the rows held out.
+    pub cache: Option<bool>,
+}
+
+impl OutputSettings {
+    /// Whether features are kept.
+    pub fn keeps_features(&self) -> bool {
+        self.cache != Some(false)
+    }
 }
 
 /// `[runtime]`.
