@@ -6,8 +6,8 @@
 //! dataset ─▶ image ─▶ onnx + runtime ─▶ store ─▶ head ─▶ evaluate ─▶ report
 //! records    tensor   backbone, cut     rows     logits  scores      page
 //!           └──────────── extract ─────────┘└▶ audit   └──▶ deploy
-//!                                             what is      one file,
-//!                                             wrong        predict, serve
+//!            embed: the same for a stream      what is      one file,
+//!            of a cluster engine               wrong        predict, serve
 //! ```
 //!
 //! [`pipeline`] puts them together from one TOML file, [`cli`] is the `tlpipe` program around it. A program of your own can
@@ -40,6 +40,7 @@ pub mod audit;
 pub mod cli;
 pub mod dataset;
 pub mod deploy;
+pub mod embed;
 pub mod evaluate;
 pub mod events;
 pub mod extract;

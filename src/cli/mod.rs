@@ -6,6 +6,7 @@ mod compare;
 mod completions;
 mod data;
 mod doctor;
+mod embed;
 mod export;
 mod extract;
 mod fit_head;
@@ -21,6 +22,7 @@ mod run;
 mod say;
 mod serve;
 mod shell;
+mod store;
 mod summary;
 mod verify;
 
@@ -34,7 +36,7 @@ use crate::assets::Search;
 use crate::deploy::DeployError;
 use crate::pipeline::{Context, PipelineError};
 use options::RuntimeArgs;
-use progress::Progress;
+use progress::{Form, Progress};
 use shell::Shell;
 
 /// Exit status of a command that was interrupted; what was done is kept.
@@ -119,6 +121,8 @@ enum Command {
     Predict(predict::PredictArgs),
     /// The same over HTTP.
     Serve(serve::ServeArgs),
+    /// Images in, embeddings out, as an Arrow stream: stage 1 for a cluster engine.
+    Embed(embed::EmbedArgs),
     /// Models: list, fetch, inspect, cut.
     #[command(
         subcommand,
@@ -131,6 +135,9 @@ enum Command {
         after_help = "Examples:\n  tlpipe data list\n  tlpipe data inspect ./photos                       what tlpipe sees in a source"
     )]
     Data(data::DataCommand),
+    /// Feature stores: adopt.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Which ONNX Runtime, providers, caches and assets would be used, and why.
     Doctor(doctor::DoctorArgs),
     /// The script by which a shell completes commands and flags.
@@ -157,6 +164,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let wanted = std::env::args_os().any(|arg| arg == "--json");
+            if error.use_stderr() && std::env::args_os().nth(1).is_some_and(|command| command == "embed") {
+                // Whoever starts a filter reads lines of JSON.
+                Progress::new(true, 0, Form::Json).fail(&error.to_string());
+                return ExitCode::from(USAGE);
+            }
             if wanted && error.use_stderr() {
                 // Where stdout is closed there is nobody to tell.
                 let _ = say::line(&say::failure(error.to_string().trim().trim_start_matches("error: "), USAGE));
@@ -164,7 +176,9 @@ pub fn main() -> ExitCode {
             error.exit();
         }
     };
-    let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose);
+    let is_stream = matches!(cli.command, Command::Embed(_));
+    let form = if is_stream { Form::Json } else { Form::Text };
+    let progress = Progress::new(cli.global.quiet || cli.global.json, cli.global.verbose, form);
     if let Err(error) = watch_signals(&progress) {
         progress.warn(&format!("Ctrl-C cannot be caught ({error}): it will end at once"));
     }
@@ -175,9 +189,9 @@ pub fn main() -> ExitCode {
     progress.clear();
     let status = status(&error);
     let text = say::chain(&error);
-    say::error(&text);
-    // One object, and that was the result.
-    if cli.global.json && !error.is::<predict::Ended>() {
+    progress.fail(&text);
+    // One object, and that was the result; a stream is none.
+    if cli.global.json && !is_stream && !error.is::<predict::Ended>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -225,8 +239,10 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Verify(args) => verify::main(args, &shell),
         Command::Predict(args) => predict::main(args, &shell),
         Command::Serve(args) => serve::main(args, &shell),
+        Command::Embed(args) => embed::main(args, &shell),
         Command::Models(command) => models::main(command, &shell),
         Command::Data(command) => data::main(command, &shell),
+        Command::Store(command) => store::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),
         Command::Completions(args) => completions::completions(args, &shell),
         Command::Man(args) => completions::man(args, &shell),

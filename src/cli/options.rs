@@ -58,6 +58,13 @@ pub struct ImageArgs {
     data: Option<String>,
     #[command(flatten)]
     columns: ColumnArgs,
+    #[command(flatten)]
+    backbone: BackboneArgs,
+}
+
+/// Flags for the backbone and what is done with an image.
+#[derive(Clone, Debug, Args)]
+pub struct BackboneArgs {
     /// Backbone: a model's name, or a path to any ONNX image classifier [backbone.model].
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
@@ -203,6 +210,18 @@ impl ImageArgs {
             text("data.image_column", self.columns.image_column.as_ref()),
             text("data.label_column", self.columns.label_column.as_ref()),
             text("data.split_column", self.columns.split_column.as_ref()),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.backbone.overrides())
+        .collect()
+    }
+}
+
+impl BackboneArgs {
+    /// The flags that were given.
+    pub fn overrides(&self) -> impl Iterator<Item = Override> {
+        [
             text("backbone.model", self.model.as_ref()),
             integer("backbone.input_size", self.input_size),
             text("backbone.resize", self.resize.as_ref()),
@@ -215,7 +234,6 @@ impl ImageArgs {
         ]
         .into_iter()
         .flatten()
-        .collect()
     }
 }
 
@@ -278,9 +296,7 @@ impl PipelineArgs {
 
     /// The pipeline with every flag laid over it; `--set` wins over the named flags. What a user should know of it goes to `note`.
     pub fn resolve(&self, flags: impl IntoIterator<Item = Override>, note: impl FnOnce(String)) -> anyhow::Result<Pipeline> {
-        let default = Path::new(DEFAULT);
-        let named = self.pipeline.as_deref().map(|path| if path.is_dir() { path.join(OF_RUN) } else { path.to_owned() });
-        let file = named.or_else(|| default.is_file().then(|| default.to_owned()));
+        let file = file_of(self.pipeline.as_deref());
         let file = file.as_deref();
         let output = [text("output.features", self.features.as_ref()), text("output.run", self.run.as_ref())];
         let mut overrides: Vec<Override> =
@@ -304,6 +320,12 @@ impl PipelineArgs {
         }
         Ok(Pipeline::new(Settings::load(file, &overrides)?, file)?)
     }
+}
+
+/// The pipeline file: the one that is named, that of the run folder that is named, or the usual one where there is one.
+pub fn file_of(named: Option<&Path>) -> Option<PathBuf> {
+    let named = named.map(|path| if path.is_dir() { path.join(OF_RUN) } else { path.to_owned() });
+    named.or_else(|| Some(PathBuf::from(DEFAULT)).filter(|file| file.is_file()))
 }
 
 /// A run that lies elsewhere than its recorded pipeline says: a copy.

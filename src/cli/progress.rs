@@ -17,14 +17,24 @@ pub struct Progress {
     bars: MultiProgress,
     tasks: Arc<Mutex<HashMap<String, ProgressBar>>>,
     quiet: bool,
+    form: Form,
+}
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Text,
+    /// An object of JSON each, without bars: `event` is `note`, `warning`, `error` or `log`, and `message` the text.
+    Json,
 }
 
 impl Progress {
     /// Bars where stderr is a terminal; plain lines elsewhere; warnings alone where quiet.
-    pub fn new(quiet: bool, verbose: u8) -> Self {
-        let terminal = std::io::stderr().is_terminal();
+    pub fn new(quiet: bool, verbose: u8, form: Form) -> Self {
+        let terminal = std::io::stderr().is_terminal() && form == Form::Text;
         let target = if terminal && !quiet { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let progress = Self { bars: MultiProgress::with_draw_target(target), tasks: Arc::default(), quiet };
+        let progress = Self { bars: MultiProgress::with_draw_target(target), tasks: Arc::default(), quiet, form };
         progress.log(verbose);
         progress
     }
@@ -51,7 +61,7 @@ impl Progress {
         // Only tests start a second one, and there the first does.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_ansi(say::colour_on_stderr())
+            .with_ansi(say::colour_on_stderr() && self.form == Form::Text)
             .with_writer(move || Above(progress.clone()))
             .without_time()
             .try_init();
@@ -108,14 +118,37 @@ impl Progress {
     /// A line that is not a result.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.write(text);
+            self.say("note", text);
         }
     }
 
     /// A line to look at, whatever is quiet.
     pub fn warn(&self, text: &str) {
-        let (on, off) = if say::colour_on_stderr() { ("\x1b[33m", "\x1b[0m") } else { ("", "") };
-        self.write(&format!("{on}warning:{off} {text}"));
+        self.say("warning", text);
+    }
+
+    /// An error.
+    pub fn fail(&self, text: &str) {
+        self.say("error", text);
+    }
+
+    /// A line that is an object whoever reads it.
+    pub fn object(&self, object: &serde_json::Value) {
+        self.write(&object.to_string());
+    }
+
+    fn say(&self, event: &str, text: &str) {
+        let colour = match event {
+            "warning" => "33",
+            "error" => "1;31",
+            _ => "",
+        };
+        match self.form {
+            Form::Json => self.object(&serde_json::json!({ "event": event, "message": text.trim() })),
+            Form::Text if colour.is_empty() => self.write(text),
+            Form::Text if say::colour_on_stderr() => self.write(&format!("\x1b[{colour}m{event}:\x1b[0m {text}")),
+            Form::Text => self.write(&format!("{event}: {text}")),
+        }
     }
 
     /// Takes the bars away.
@@ -136,7 +169,11 @@ struct Above(Progress);
 
 impl std::io::Write for Above {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.bars.suspend(|| std::io::stderr().write_all(bytes))?;
+        match self.0.form {
+            // One call is one event.
+            Form::Json => self.0.say("log", &String::from_utf8_lossy(bytes)),
+            Form::Text => self.0.bars.suspend(|| std::io::stderr().write_all(bytes))?,
+        }
         Ok(bytes.len())
     }
 

@@ -32,14 +32,6 @@ pub fn line(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Writes an error to stderr.
-pub fn error(text: &str) {
-    let colour = colour_on_stderr();
-    let (on, off) = if colour { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-    // Where stderr is closed there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{on}error:{off} {text}");
-}
-
 /// An error as the one object on stdout.
 pub fn failure(text: &str, status: u8) -> String {
     serde_json::json!({ "error": text, "status": status }).to_string()

@@ -48,8 +48,7 @@ impl Shell<'_> {
                 .warn(&format!("{threads} threads on {cores} cores: more threads than cores make it slower, not faster"));
         }
         if threads > 0 {
-            // Fails only where threads run already, and a command has one pipeline.
-            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+            take_threads(threads);
         }
         Ok(pipeline)
     }
@@ -66,4 +65,10 @@ impl Shell<'_> {
     pub fn compute(&self) -> anyhow::Result<Compute> {
         Ok(self.machine()?.0)
     }
+}
+
+/// Gives the process so many threads.
+pub fn take_threads(threads: usize) {
+    // Fails only where threads run already, and a command asks once.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }

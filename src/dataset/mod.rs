@@ -49,6 +49,7 @@ pub use place::Place;
 pub use record::{Encoded, Record};
 pub use remote::Object;
 pub use split::Split;
+pub(crate) use split::{TRAIN, of_value as split_name};
 
 use files::{Found, SourceFile};
 use place::Stamp;

@@ -22,7 +22,7 @@ impl Split {
 }
 
 /// The split of a source that names none.
-pub(super) const TRAIN: &str = "train";
+pub(crate) const TRAIN: &str = "train";
 
 /// `train`, `validation` or `test` if that is what the name means in any of its usual spellings.
 pub(super) fn known(name: &str) -> Option<&'static str> {
@@ -35,7 +35,7 @@ pub(super) fn known(name: &str) -> Option<&'static str> {
 }
 
 /// A name from a `split` column: the known spellings become one, others keep their own.
-pub(super) fn of_value(value: &str) -> String {
+pub(crate) fn of_value(value: &str) -> String {
     known(value).map_or_else(|| value.trim().to_lowercase(), str::to_owned)
 }
 

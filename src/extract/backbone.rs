@@ -9,6 +9,7 @@ use crate::assets::{AssetError, Located};
 use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat};
 use crate::onnx::{self, Cut, Layers, Model, OnnxError};
 use crate::runtime::Precision;
+use crate::store::exchange::Provenance;
 use crate::store::{Dtype, KeyParts, STORE_SCHEMA, Segment, depths};
 
 /// Why a network cannot serve as a backbone.
@@ -302,6 +303,23 @@ impl Backbone {
                 self.name
             )
         })
+    }
+
+    /// All that a store records of features of this key, which were made on this provider by this version of ONNX Runtime.
+    pub fn provenance(&self, key_parts: KeyParts, provider: &str, runtime: &str) -> Provenance {
+        Provenance {
+            key_parts,
+            dimension: self.width(),
+            segments: self.segments.clone(),
+            provider: provider.to_owned(),
+            runtime: runtime.to_owned(),
+            model: self.name.clone(),
+            model_file: self.file.display().to_string(),
+            model_sha256: self.sha256.clone(),
+            cut_reason: self.cut.reason.to_string(),
+            layers: self.layers.to_string(),
+            tlpipe: env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 
     /// What the features depend on, stored in this way, with this arithmetic (`cpu`, `cuda`, `openvino`) in this precision.

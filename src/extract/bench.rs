@@ -101,21 +101,21 @@ struct Round {
 /// # Errors
 /// When the source has no usable image, or the pipeline fails.
 pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observer<'_>) -> Result<Bench, ExtractError> {
-    let sessions = sessions(plan, runtime)?;
+    let sessions = sessions(&plan.network, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
     let sample = whole_batches(plan)?;
-    let mut tensors = vec![0.0; sample.len() * plan.spec.values_of_views()];
+    let mut tensors = vec![0.0; sample.len() * plan.network.spec.values_of_views()];
     let provider = sessions[0].provider().to_owned();
     let mut rounds = Vec::with_capacity(effort.rounds.max(1));
     for number in 1..=effort.rounds.max(1) {
         let alone = alone(plan, &sample, &mut tensors, &sessions[0], effort.seconds)?;
-        let ceiling = ceiling(plan, &tensors[..plan.batch * plan.spec.values()], &sessions, effort.seconds)?;
+        let ceiling = ceiling(plan, &tensors[..plan.network.batch * plan.network.spec.values()], &sessions, effort.seconds)?;
         let ideal = if sessions[0].on_processor() {
-            plan.threads as f64 / alone.sum()
+            plan.network.threads as f64 / alone.sum()
         } else {
-            (plan.threads as f64 / alone.on_processor()).min(ceiling)
+            (plan.network.threads as f64 / alone.on_processor()).min(ceiling)
         };
-        let images = (ideal * effort.seconds * 2.0).ceil().max(plan.batch as f64) as usize;
+        let images = (ideal * effort.seconds * 2.0).ceil().max(plan.network.batch as f64) as usize;
         let (whole, stages, startup) = whole(plan, runtime, images)?;
         (observe)(Event::Noted(format!(
             "  round {number}/{}  ceiling {ceiling:.0}  ideal {ideal:.0}  pipeline {whole:.0} img/s, {:.3} of ideal",
@@ -149,8 +149,8 @@ pub fn bench(plan: &Plan<'_>, runtime: &Runtime, effort: Effort, observe: Observ
         startup_seconds: median(&|round| round.startup),
         images: rounds.last().map_or(0, |round| round.images),
         rounds: rounds.len(),
-        threads: plan.threads,
-        batch: plan.batch,
+        threads: plan.network.threads,
+        batch: plan.network.batch,
         provider,
     })
 }
@@ -164,7 +164,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// A sample of whole batches that is a fair mixture; a small source comes again and again.
 fn whole_batches(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
     const IMAGES: usize = 256;
-    let images = IMAGES.next_multiple_of(plan.batch);
+    let images = IMAGES.next_multiple_of(plan.network.batch);
     let sample = sample::take(plan, images)?;
     if sample.is_empty() {
         let images = plan.dataset.splits().iter().map(|split| split.rows).sum();
@@ -175,24 +175,24 @@ fn whole_batches(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
 
 /// Each step alone, one thread, over the sample again and again; leaves its images in `tensors` as the network takes them.
 fn alone(plan: &Plan<'_>, sample: &[Bytes], tensors: &mut [f32], on: &Session, seconds: f64) -> Result<Alone, ExtractError> {
-    let mut preparer = Preparer::new(&plan.spec);
+    let mut preparer = Preparer::new(&plan.network.spec);
     let mut passes = 0.0;
     let budget = Duration::from_secs_f64(seconds / 2.0);
     let started = Instant::now();
     while passes == 0.0 || started.elapsed() < budget {
-        sample::prepare(&mut preparer, sample, tensors, plan.spec.values_of_views());
+        sample::prepare(&mut preparer, sample, tensors, plan.network.spec.values_of_views());
         passes += 1.0;
     }
     let images = passes * sample.len() as f64;
     let StageSeconds { decode, resize, normalize, .. } = preparer.spent;
     let infer = {
         // The first run sets things up: on a card for a second.
-        infer(plan, on, &tensors[..plan.batch * plan.spec.values()], plan.batch)?;
+        infer(&plan.network, on, &tensors[..plan.network.batch * plan.network.spec.values()], plan.network.batch)?;
         let started = Instant::now();
         let mut done = 0;
         while done == 0 || started.elapsed() < budget {
-            for batch in tensors.chunks(plan.batch * plan.spec.values()) {
-                infer(plan, on, batch, batch.len() / plan.spec.values())?;
+            for batch in tensors.chunks(plan.network.batch * plan.network.spec.values()) {
+                infer(&plan.network, on, batch, batch.len() / plan.network.spec.values())?;
             }
             done += sample.len();
         }
@@ -203,19 +203,19 @@ fn alone(plan: &Plan<'_>, sample: &[Bytes], tensors: &mut [f32], on: &Session, s
 
 /// The network alone, on every thread at once, on one batch: images a second.
 fn ceiling(plan: &Plan<'_>, tensor: &[f32], sessions: &[Session], seconds: f64) -> Result<f64, ExtractError> {
-    let barrier = Barrier::new(plan.threads);
+    let barrier = Barrier::new(plan.network.threads);
     let budget = Duration::from_secs_f64(seconds);
     let run = |on: &Session| -> Result<f64, ExtractError> {
         barrier.wait();
         let (started, mut done) = (Instant::now(), 0);
         while started.elapsed() < budget {
-            infer(plan, on, tensor, plan.batch)?;
-            done += plan.batch;
+            infer(&plan.network, on, tensor, plan.network.batch)?;
+            done += plan.network.batch;
         }
-        Ok((done as f64 / plan.spec.views.len() as f64) / started.elapsed().as_secs_f64())
+        Ok((done as f64 / plan.network.spec.views.len() as f64) / started.elapsed().as_secs_f64())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = sessions.iter().cycle().take(plan.threads).map(|on| scope.spawn(|| run(on))).collect();
+        let threads: Vec<_> = sessions.iter().cycle().take(plan.network.threads).map(|on| scope.spawn(|| run(on))).collect();
         threads.into_iter().map(|thread| thread.join().map_err(|_| ExtractError::Worker)?).sum()
     })
 }

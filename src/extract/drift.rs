@@ -24,22 +24,22 @@ pub(super) fn measure(
     session: &Session,
     observe: Observer<'_>,
 ) -> Result<Option<Drift>, ExtractError> {
-    let precision = plan.compute.precision();
+    let precision = plan.network.compute.precision();
     if precision == Precision::Fp32 {
         return Ok(None);
     }
-    let options = SessionOptions { compute: Compute::CPU, threads: plan.threads };
-    let exact = runtime.session(plan.backbone.model(), &options)?;
+    let options = SessionOptions { compute: Compute::CPU, threads: plan.network.threads };
+    let exact = runtime.session(plan.network.backbone.model(), &options)?;
     let mut sums = Sums::default();
     // Of the image itself; what another precision does to its other views is no different.
-    let spec = ImageSpec { views: Views::default(), ..plan.spec.clone() };
-    let (values, width) = (spec.values(), plan.backbone.width());
+    let spec = ImageSpec { views: Views::default(), ..plan.network.spec.clone() };
+    let (values, width) = (spec.values(), plan.network.backbone.width());
     let mut preparer = Preparer::new(&spec);
     for images in sample::take(plan, SAMPLE)?.chunks(AT_ONCE) {
         let mut tensor = vec![0.0; images.len() * values];
         sample::prepare(&mut preparer, images, &mut tensor, values);
-        let found = infer(plan, session, &tensor, images.len())?;
-        let reference = infer(plan, &exact, &tensor, images.len())?;
+        let found = infer(&plan.network, session, &tensor, images.len())?;
+        let reference = infer(&plan.network, &exact, &tensor, images.len())?;
         for (found, reference) in found.chunks_exact(width).zip(reference.chunks_exact(width)) {
             sums.add(found, reference);
         }

@@ -8,20 +8,18 @@
 //! but the two queues, and whichever step is slow, all of them work on it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::flow::{Steps, flow};
-use super::network::{RanOn, infer, sessions, try_out};
-use super::prepare::Preparer;
+use super::network::{Network, RanOn, sessions, try_out};
 use super::tally::Tally;
-use super::{Backbone, ExtractError, Slice};
+use super::worker::{Outcome, Worker};
+use super::{ExtractError, Slice};
 use crate::dataset::{Dataset, DatasetError, Record};
 use crate::events::{Event, Observer};
-use crate::image::ImageSpec;
-use crate::runtime::{Compute, Runtime, Session};
-use crate::store::{Dtype, Embedding, Index, Manifest, Quarantined, Row, SourceRecord, StoreError, StoreWriter, Target};
+use crate::runtime::{Runtime, Session};
+use crate::store::{Dtype, Embedding, Manifest, Row, SourceRecord, StoreError, StoreWriter, Target};
 
 /// Everything an extraction needs.
 #[derive(Clone)]
@@ -30,10 +28,8 @@ pub struct Plan<'a> {
     pub dataset: &'a Dataset,
     /// How the store records where they come from.
     pub source: SourceRecord,
-    /// The frozen network.
-    pub backbone: &'a Backbone,
-    /// How an image becomes its input.
-    pub spec: ImageSpec,
+    /// What they go through.
+    pub network: Network<'a>,
     /// How its features are stored.
     pub dtype: Dtype,
     /// Where the features go.
@@ -42,12 +38,6 @@ pub struct Plan<'a> {
     pub quarantine: PathBuf,
     /// Make the features anew, whatever is there; what is there stands until they are finished.
     pub rebuild: bool,
-    /// What the network runs on.
-    pub compute: Compute,
-    /// Worker threads.
-    pub threads: usize,
-    /// Images a batch; 0 is as many as suit the image size and the device.
-    pub batch: usize,
     /// The part of the images that is looked at.
     pub slice: Option<Slice>,
     /// Look at so many images, and at the whole source again and again where it has fewer: for measuring.
@@ -57,18 +47,8 @@ pub struct Plan<'a> {
 impl Plan<'_> {
     /// Settles how many images make a batch.
     pub(super) fn with_batch_for(&self, session: &Session) -> Self {
-        let suited = suited_batch(self.spec.side, session.on_processor());
-        Self { batch: if self.batch == 0 { suited } else { self.batch }, ..self.clone() }
+        Self { network: self.network.with_batch_for(session), ..self.clone() }
     }
-}
-
-/// How many images of this side make a batch. On a processor a batch is quickest while its maps stay near the core, and long
-/// enough that the weights are not fetched anew for each image: with MobileNetV2 on cores of 1 MiB, 64 images of 32 pixels,
-/// 8 of 96, 2 of 224, each 10 to 40 % above a batch of 16. A card wants many.
-pub(crate) fn suited_batch(side: u32, on_processor: bool) -> usize {
-    let (pixels, least, most) = if on_processor { (80_000, 1, 64) } else { (3_200_000, 32, 256) };
-    let area = (side as usize * side as usize).max(1);
-    ((pixels + area / 2) / area).clamp(least, most)
 }
 
 /// How an extraction ended.
@@ -83,12 +63,6 @@ pub enum Ended {
         /// Images of the source.
         total: usize,
     },
-}
-
-/// What became of one image.
-pub(super) enum Outcome {
-    Row { split: Arc<str>, row: Row, embedding: Embedding, changed: bool },
-    Quarantined(Quarantined),
 }
 
 /// Is shown the split, the row and the features of all views `[V * D]` of each new image, in the order of the source; what it takes is
@@ -115,16 +89,16 @@ pub fn extract_beside(
     take: Taker<'_>,
 ) -> Result<Ended, ExtractError> {
     let started = Instant::now();
-    let sessions = sessions(plan, runtime)?;
+    let sessions = sessions(&plan.network, runtime)?;
     let plan = &plan.with_batch_for(&sessions[0]);
-    try_out(plan, &sessions[0])?;
+    try_out(&plan.network, &sessions[0])?;
     let ran_on = RanOn::of(plan, &sessions[0], runtime, observe)?;
     let target = Target {
         dir: plan.features.clone(),
-        key_parts: plan.backbone.key_parts(&plan.spec, plan.dtype, &ran_on.provider.to_lowercase(), plan.compute.precision()),
+        key_parts: plan.network.key_parts(plan.dtype, ran_on.provider),
         classes: plan.dataset.classes().to_vec(),
-        dimension: plan.backbone.width(),
-        segments: plan.backbone.segments().to_vec(),
+        dimension: plan.network.backbone.width(),
+        segments: plan.network.backbone.segments().to_vec(),
         source: plan.source.clone(),
     };
     let mut writer = StoreWriter::open(target, plan.rebuild)?;
@@ -135,15 +109,11 @@ pub fn extract_beside(
     let mut tally = Tally::new(plan, observe);
     tally.startup_seconds = started.elapsed().as_secs_f64();
     let passed = flow(
-        plan.threads,
+        plan.network.threads,
         Steps {
             feed: |send: &mut dyn FnMut(Vec<Record>) -> bool| Ok(read(plan, send, stop)?),
-            begin: |number| Worker {
-                preparer: Preparer::new(&plan.spec),
-                tensor: Vec::new(),
-                session: &sessions[number % sessions.len()],
-            },
-            carry: |worker: &mut Worker<'_>, records| batch(plan, &index, worker, records),
+            begin: |number| Worker::new(&plan.network, &sessions[number % sessions.len()]),
+            carry: |worker: &mut Worker<'_>, records| worker.carry(&index, records),
             collect: |outcomes: Vec<Outcome>| {
                 let writing = Instant::now();
                 for outcome in outcomes {
@@ -163,7 +133,7 @@ pub fn extract_beside(
     );
     let outcome = passed.map(|passed| {
         for worker in &passed.workers {
-            tally.stages += worker.preparer.spent;
+            tally.stages += worker.spent();
         }
         tally.stages.wait += passed.waited;
         passed.fed
@@ -209,7 +179,7 @@ fn read(plan: &Plan<'_>, send: &mut dyn FnMut(Vec<Record>) -> bool, stop: &Atomi
     let mut left = plan.repeated.unwrap_or(usize::MAX);
     let passes = if plan.repeated.is_some() { usize::MAX } else { 1 };
     for split in (0..passes).flat_map(|_| plan.dataset.splits()) {
-        let mut records = Vec::with_capacity(plan.batch);
+        let mut records = Vec::with_capacity(plan.network.batch);
         for record in plan.dataset.records(&split.name)? {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Reached::Stop);
@@ -220,7 +190,9 @@ fn read(plan: &Plan<'_>, send: &mut dyn FnMut(Vec<Record>) -> bool, stop: &Atomi
             }
             records.push(record);
             left -= 1;
-            if records.len() == plan.batch && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.batch))) {
+            if records.len() == plan.network.batch
+                && !send(std::mem::replace(&mut records, Vec::with_capacity(plan.network.batch)))
+            {
                 return Ok(Reached::Stop);
             }
             if left == 0 {
@@ -235,81 +207,6 @@ fn read(plan: &Plan<'_>, send: &mut dyn FnMut(Vec<Record>) -> bool, stop: &Atomi
         }
     }
     Ok(Reached::End)
-}
-
-/// What a worker keeps between batches.
-struct Worker<'s> {
-    preparer: Preparer,
-    tensor: Vec<f32>,
-    session: &'s Session,
-}
-
-/// Carries one batch through every step.
-fn batch(plan: &Plan<'_>, index: &Index, worker: &mut Worker<'_>, records: Vec<Record>) -> Result<Vec<Outcome>, ExtractError> {
-    let Worker { preparer, tensor, session } = worker;
-    let image_len = plan.spec.values_of_views();
-    let mut outcomes = Vec::with_capacity(records.len());
-    let mut fresh = Vec::with_capacity(records.len());
-    tensor.clear();
-    for record in records {
-        let Record { id, split, label, image } = record;
-        let quarantined = |id, split: Arc<str>, error, content_hash| {
-            Outcome::Quarantined(Quarantined { id, split: split.to_string(), error, content_hash })
-        };
-        let reading = Instant::now();
-        let read = image.read()?.map(|bytes| (blake3::hash(&bytes), bytes));
-        preparer.spent.read += reading.elapsed().as_secs_f64();
-        let (hash, bytes) = match read {
-            Ok(read) => read,
-            Err(reason) => {
-                outcomes.push(quarantined(id, split, reason, None));
-                continue;
-            }
-        };
-        let content_hash = hash.to_hex().to_string();
-        let old = index.find(&split, &id);
-        if let Some((place, old)) = old
-            && old.is_of(&hash)
-        {
-            let row = Row { id, label, content_hash, width: old.width, height: old.height };
-            outcomes.push(Outcome::Row { split, row, embedding: Embedding::Reused(place), changed: false });
-            continue;
-        }
-        let changed = old.is_some();
-        let slot = tensor.len();
-        tensor.resize(slot + image_len, 0.0);
-        match preparer.run(&bytes, &mut tensor[slot..]) {
-            Ok((width, height)) => {
-                fresh.push(outcomes.len());
-                let size = |pixels| i32::try_from(pixels).unwrap_or(i32::MAX);
-                let row = Row { id, label, content_hash, width: size(width), height: size(height) };
-                outcomes.push(Outcome::Row { split, row, embedding: Embedding::New(Vec::new()), changed });
-            }
-            Err(reason) => {
-                tensor.truncate(slot);
-                outcomes.push(quarantined(id, split, reason, Some(content_hash)));
-            }
-        }
-    }
-    if !fresh.is_empty() {
-        let inferring = Instant::now();
-        // Each view is an image to the network; its batches stay as long as they are without views.
-        let (view_len, width) = (plan.spec.values(), plan.backbone.width() * plan.spec.views.len());
-        let mut features = Vec::with_capacity(fresh.len() * width);
-        for views in tensor.chunks(plan.batch * view_len) {
-            features.append(&mut infer(plan, session, views, views.len() / view_len)?);
-        }
-        preparer.spent.infer += inferring.elapsed().as_secs_f64();
-        for (&place, values) in fresh.iter().zip(features.chunks_exact(width)) {
-            let Some(Outcome::Row { split, row, embedding, .. }) = outcomes.get_mut(place) else { continue };
-            if values.iter().any(|value| !value.is_finite()) {
-                let model = plan.backbone.file().to_path_buf();
-                return Err(ExtractError::NotFinite { model, split: split.to_string(), id: row.id.clone() });
-            }
-            *embedding = Embedding::New(values.to_vec());
-        }
-    }
-    Ok(outcomes)
 }
 
 fn store(writer: &mut StoreWriter, outcome: Outcome) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ pub(crate) mod prepare;
 mod sample;
 mod slice;
 mod tally;
+pub(crate) mod worker;
 
 use std::path::PathBuf;
 
@@ -20,9 +21,9 @@ pub(crate) use backbone::stored;
 pub use backbone::{Backbone, BackboneError, PixelScale};
 pub(crate) use backbone::{cut_segments, expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
-pub(crate) use engine::suited_batch;
 pub use engine::{Ended, Plan, Taker, extract, extract_beside};
-pub(crate) use network::Shape;
+pub use network::Network;
+pub(crate) use network::{Shape, say_where, sessions, suited_batch, try_out};
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;

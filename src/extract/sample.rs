@@ -7,8 +7,8 @@ use super::{ExtractError, Plan};
 
 /// Up to so many images, encoded.
 pub(super) fn take(plan: &Plan<'_>, images: usize) -> Result<Vec<Bytes>, ExtractError> {
-    let mut preparer = Preparer::new(&plan.spec);
-    let mut scratch = vec![0.0; plan.spec.values_of_views()];
+    let mut preparer = Preparer::new(&plan.network.spec);
+    let mut scratch = vec![0.0; plan.network.spec.values_of_views()];
     let mut sample = Vec::with_capacity(images);
     for split in plan.dataset.splits() {
         for record in plan.dataset.records(&split.name)? {

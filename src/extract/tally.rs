@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Plan;
-use super::engine::Outcome;
 use super::network::RanOn;
+use super::worker::Outcome;
 use crate::events::{Event, Observer, Unit};
 use crate::runtime::Runtime;
 use crate::store::{Embedding, Extraction, Quarantined, SplitFigures, StageSeconds};
@@ -137,13 +137,13 @@ impl<'a> Tally<'a> {
             nodes: ran_on.nodes,
             drift: ran_on.drift,
             runtime: runtime.version().to_owned(),
-            threads: plan.threads,
-            batch: plan.batch,
-            model: plan.backbone.name().to_owned(),
-            model_file: plan.backbone.file().display().to_string(),
-            model_sha256: plan.backbone.sha256().to_owned(),
-            cut_reason: plan.backbone.cut().reason.to_string(),
-            layers: plan.backbone.layers().to_string(),
+            threads: plan.network.threads,
+            batch: plan.network.batch,
+            model: plan.network.backbone.name().to_owned(),
+            model_file: plan.network.backbone.file().display().to_string(),
+            model_sha256: plan.network.backbone.sha256().to_owned(),
+            cut_reason: plan.network.backbone.cut().reason.to_string(),
+            layers: plan.network.backbone.layers().to_string(),
             splits: self.splits,
             tlpipe: env!("CARGO_PKG_VERSION").to_owned(),
         }

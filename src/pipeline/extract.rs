@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Context, DataSettings, Interrupted, Pipeline, PipelineError};
-use crate::assets::Finder;
+use super::{BackboneSettings, Context, DataSettings, Interrupted, Pipeline, PipelineError, RuntimeSettings};
+use crate::assets::{Finder, Located};
 use crate::dataset::{Dataset, SourceOptions, synth};
 use crate::events::Event;
-use crate::extract::{self, Backbone, Bench, Effort, Ended, Plan, Slice, extract as run_engine};
+use crate::extract::{self, Backbone, Bench, Effort, Ended, Network, Plan, Slice, extract as run_engine};
 use crate::image::{ImageSpec, Views};
 use crate::run::RunDir;
 use crate::runtime::{Compute, Runtime, cores, locate};
@@ -62,6 +62,45 @@ pub fn open_dataset(data: &DataSettings, context: &Context<'_>) -> Result<Datase
     Ok(Dataset::open_cached(&paths, &options, Some(&context.search.cache))?)
 }
 
+/// Opens the backbone that settings name: its file, the network without its top, and how an image becomes its input.
+///
+/// # Errors
+/// When it cannot be found or used, or not for images of this size.
+pub(super) fn open_backbone(
+    settings: &BackboneSettings,
+    context: &Context<'_>,
+) -> Result<(Located, Backbone, ImageSpec), PipelineError> {
+    let located = Finder::new(context.search.clone())?.model(&settings.model, context.observe)?;
+    let backbone = Backbone::load(&located, settings.cut.as_deref(), &settings.layers, settings.pixels)?;
+    let spec = ImageSpec {
+        side: settings.input_size.unwrap_or_else(|| backbone.native_side()),
+        resize: settings.resize,
+        pixels: backbone.pixels().clone(),
+        views: settings.views.clone(),
+    };
+    backbone.check_side(spec.side)?;
+    Ok((located, backbone, spec))
+}
+
+/// Starts ONNX Runtime for a backbone, and says what was assumed of it.
+///
+/// # Errors
+/// When ONNX Runtime cannot be used.
+pub(super) fn start_network<'b>(
+    backbone: &'b Backbone,
+    spec: ImageSpec,
+    settings: &RuntimeSettings,
+    context: &Context<'_>,
+) -> Result<(Runtime, Network<'b>), PipelineError> {
+    for warning in backbone.assumptions().iter().chain(&backbone.warning_at(spec.side)) {
+        (context.observe)(Event::Warned(warning.clone()));
+    }
+    let compute = settings.compute()?;
+    let runtime = Runtime::start(&locate(&context.runtime_options(compute), context.observe)?)?;
+    let threads = if settings.threads == 0 { cores() } else { settings.threads };
+    Ok((runtime, Network { backbone, spec, compute, threads, batch: settings.batch }))
+}
+
 /// What stage 1 works with, opened and checked.
 pub(super) struct Stage {
     pub(super) dataset: Dataset,
@@ -93,16 +132,7 @@ impl Stage {
                 RunDir::new(&pipeline.run).prepare()?;
             }
         }
-        let located = Finder::new(context.search.clone())?.model(&settings.backbone.model, context.observe)?;
-        let backbone =
-            Backbone::load(&located, settings.backbone.cut.as_deref(), &settings.backbone.layers, settings.backbone.pixels)?;
-        let spec = ImageSpec {
-            side: settings.backbone.input_size.unwrap_or_else(|| backbone.native_side()),
-            resize: settings.backbone.resize,
-            pixels: backbone.pixels().clone(),
-            views: settings.backbone.views.clone(),
-        };
-        backbone.check_side(spec.side)?;
+        let (_, backbone, spec) = open_backbone(&settings.backbone, context)?;
         let source = SourceRecord {
             name: settings.data.source.clone().unwrap_or_default(),
             kind: dataset.name().to_owned(),
@@ -119,16 +149,12 @@ impl Stage {
         context: &Context<'_>,
         what: &str,
     ) -> Result<(Runtime, Plan<'_>), PipelineError> {
-        let warnings = self.dataset.warnings().iter().chain(self.backbone.assumptions());
-        for warning in warnings.chain(&self.backbone.warning_at(self.spec.side)) {
+        for warning in self.dataset.warnings() {
             (context.observe)(Event::Warned(warning.clone()));
         }
-        let runtime = Runtime::start(&locate(&context.runtime_options(self.compute), context.observe)?)?;
-        let settings = &pipeline.settings.runtime;
-        let threads = match settings.threads {
-            0 => cores(),
-            threads => threads,
-        };
+        let (settings, spec) = (&pipeline.settings.runtime, self.spec.clone());
+        let (runtime, network) = start_network(&self.backbone, spec, settings, context)?;
+        let threads = network.threads;
         (context.observe)(Event::Noted(format!(
             "{what:<9} {} · {} {} · {} px{} · {}, ONNX Runtime {}, {threads} thread{}",
             self.source.name,
@@ -143,15 +169,11 @@ impl Stage {
         let plan = Plan {
             dataset: &self.dataset,
             source: self.source.clone(),
-            backbone: &self.backbone,
-            spec: self.spec.clone(),
+            network,
             dtype: self.dtype,
             features: self.features.clone(),
             quarantine: self.features.join("quarantine.parquet"),
             rebuild: false,
-            compute: self.compute,
-            threads,
-            batch: settings.batch,
             slice: self.slice,
             repeated: None,
         };

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::extract::open_backbone;
 use super::{Context, DataSettings, Pipeline, PipelineError};
-use crate::assets::{Finder, Located};
+use crate::assets::Located;
 use crate::extract::Backbone;
 use crate::head::Head;
 use crate::image::{ImageSpec, Views};
@@ -44,15 +45,7 @@ impl Made {
             }
             data.source = Some(manifest.source.name.clone());
         }
-        let located = Finder::new(context.search.clone())?.model(&settings.model, context.observe)?;
-        let backbone = Backbone::load(&located, settings.cut.as_deref(), &settings.layers, settings.pixels)?;
-        let spec = ImageSpec {
-            side: settings.input_size.unwrap_or_else(|| backbone.native_side()),
-            resize: settings.resize,
-            pixels: backbone.pixels().clone(),
-            views: settings.views,
-        };
-        backbone.check_side(spec.side)?;
+        let (located, backbone, spec) = open_backbone(&settings, context)?;
         let key = key(pipeline, head, of_head, (&backbone, &spec))?;
         Ok(Self { backbone, located, spec, key, data })
     }

@@ -1,9 +1,11 @@
 //! From a pipeline file and flags to finished stages: what is asked for, what is out of date, and the three stages in order.
 
+mod adopt;
 mod audit;
 mod compare;
 mod data_curve;
 mod depths;
+mod embed;
 mod export;
 mod extract;
 mod extras;
@@ -29,9 +31,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use adopt::adopt;
 pub use audit::{AuditPlan, Audited, audit};
 pub use compare::compare;
 pub use depths::depths;
+pub use embed::embed;
 pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
@@ -248,6 +252,12 @@ pub enum PipelineError {
     /// A classifier cannot be made or does not answer as it did.
     #[error(transparent)]
     Deploy(#[from] crate::deploy::DeployError),
+    /// A stream of images cannot be answered.
+    #[error(transparent)]
+    Embed(#[from] crate::embed::EmbedError),
+    /// What an engine wrote cannot be adopted.
+    #[error(transparent)]
+    Adopt(#[from] crate::store::adopt::AdoptError),
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -261,6 +271,8 @@ impl PipelineError {
             Self::Settings { .. } | Self::NoSource | Self::NoFeatures | Self::SameFolder { .. } => true,
             Self::Head(error) => matches!(error, HeadError::Parameter { .. }),
             Self::Deploy(error) => error.is_usage(),
+            Self::Embed(error) => error.is_usage(),
+            Self::Adopt(error) => error.is_usage(),
             _ => false,
         }
     }

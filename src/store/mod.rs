@@ -17,6 +17,8 @@
 //! does not exist. An update never overwrites a recorded shard, so a process that dies at any moment loses at most the
 //! shard in hand; the next one finds every recorded row by its id and content hash.
 
+pub mod adopt;
+pub mod exchange;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod index;

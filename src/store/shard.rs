@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float16Array, Float32Array, Int32Array, StringArray};
+use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, FieldRef, Int32Type, Schema, SchemaRef};
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
@@ -18,6 +20,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
 use parquet::schema::types::ColumnPath;
 
+use super::exchange::KEY;
 use super::layout::{Dtype, Half, Layout};
 use super::{ShardRecord, StoreError};
 use crate::persist::persist;
@@ -50,7 +53,7 @@ fn item(dtype: Dtype) -> FieldRef {
     Arc::new(Field::new("item", dtype.arrow(), false))
 }
 
-fn schema(layout: &Layout, dimension: i32) -> SchemaRef {
+pub(super) fn schema(layout: &Layout, dimension: i32) -> SchemaRef {
     let list = DataType::FixedSizeList(item(layout.dtype), dimension);
     let mut fields = vec![
         Field::new("id", DataType::Utf8, false),
@@ -63,6 +66,16 @@ fn schema(layout: &Layout, dimension: i32) -> SchemaRef {
     ];
     fields.extend(layout.columns.iter().map(|column| Field::new(column, list.clone(), false)));
     Arc::new(Schema::new(fields))
+}
+
+/// Embeddings of one view, row-major `[rows, D]`, as a column; those that are not present are null.
+pub(super) fn list(layout: &Layout, values: Vec<f32>, present: Option<NullBuffer>) -> Result<ArrayRef, ArrowError> {
+    let width = i32::try_from(layout.dimension).map_err(|error| ArrowError::SchemaError(error.to_string()))?;
+    let values: ArrayRef = match layout.dtype {
+        Dtype::Float32 => Arc::new(Float32Array::from(values)),
+        Dtype::Float16 => Arc::new(Float16Array::from_iter_values(values.into_iter().map(Half::from_f32))),
+    };
+    Ok(Arc::new(FixedSizeListArray::try_new(item(layout.dtype), width, values, present)?))
 }
 
 /// One shard before it is written.
@@ -139,12 +152,7 @@ fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.height))),
     ];
     for values in embeddings {
-        let values: ArrayRef = match layout.dtype {
-            Dtype::Float32 => Arc::new(Float32Array::from(values)),
-            Dtype::Float16 => Arc::new(Float16Array::from_iter_values(values.into_iter().map(Half::from_f32))),
-        };
-        let list = FixedSizeListArray::try_new(item(layout.dtype), width, values, None).map_err(io::Error::other)?;
-        columns.push(Arc::new(list));
+        columns.push(list(&layout, values, None).map_err(io::Error::other)?);
     }
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(io::Error::other)?;
     let mut properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
@@ -160,7 +168,7 @@ fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
     let properties = properties
         .set_max_row_group_row_count(Some(rows_per_group))
         .set_created_by(concat!("tlpipe ", env!("CARGO_PKG_VERSION")).into())
-        .set_key_value_metadata(Some(vec![KeyValue::new("tlpipe.key".into(), key)]))
+        .set_key_value_metadata(Some(vec![KeyValue::new(KEY.into(), key)]))
         .build();
     let mut writer = ArrowWriter::try_new(to, schema, Some(properties)).map_err(written)?;
     for start in (0..rows.len()).step_by(rows_per_group) {

@@ -95,7 +95,7 @@ impl StoreWriter {
                 let differences = manifest.key_parts.differences(&target.key_parts);
                 return Err(StoreError::OtherKey { dir, differences });
             }
-            Err(StoreError::Missing(_)) if is_foreign(&dir)? => return Err(StoreError::Foreign(dir)),
+            Err(StoreError::Missing(_)) if is_foreign(&dir, &[])? => return Err(StoreError::Foreign(dir)),
             Err(StoreError::Missing(_)) => None,
             Err(error) => return Err(error),
         };
@@ -183,6 +183,11 @@ impl StoreWriter {
         self.rows.push(row);
         self.embeddings.push(embedding);
         if self.rows.len() == shard::rows_per_shard(&self.layout) { self.flush() } else { Ok(()) }
+    }
+
+    /// Notes whether rows may stand in order of class, where that shows only as they come.
+    pub(super) fn set_sorted_by_class(&mut self, sorted: bool) {
+        self.manifest.source.sorted_by_class = sorted;
     }
 
     /// Notes an image that could not be used.
@@ -293,18 +298,24 @@ impl StoreWriter {
 
     fn values(&mut self, embeddings: Vec<Embedding>) -> Result<Vec<Vec<f32>>, StoreError> {
         let dimension = self.layout.dimension;
-        let mut values = vec![Vec::with_capacity(embeddings.len() * dimension); self.layout.views()];
-        for embedding in embeddings {
+        let mut values = vec![vec![0.0; embeddings.len() * dimension]; self.layout.views()];
+        let mut reused = Vec::new();
+        for (at, embedding) in embeddings.into_iter().enumerate() {
             match embedding {
                 Embedding::New(new) => {
                     let views = values.iter_mut().zip(new.chunks(dimension.max(1)));
-                    views.for_each(|(values, new)| values.extend_from_slice(new));
+                    views.for_each(|(values, new)| values[at * dimension..][..dimension].copy_from_slice(new));
                 }
-                Embedding::Reused(OldRow { shard, row }) => {
-                    let views = values.iter_mut().zip(self.old_embeddings(shard)?);
-                    views.for_each(|(values, old)| values.extend_from_slice(&old[row * dimension..][..dimension]));
-                }
+                Embedding::Reused(place) => reused.push((place, at)),
             }
+        }
+        // Each old shard is read once, whatever the order in which its rows are wanted.
+        reused.sort_unstable();
+        for (OldRow { shard, row }, at) in reused {
+            let views = values.iter_mut().zip(self.old_embeddings(shard)?);
+            views.for_each(|(values, old)| {
+                values[at * dimension..][..dimension].copy_from_slice(&old[row * dimension..][..dimension]);
+            });
         }
         Ok(values)
     }
@@ -395,7 +406,7 @@ fn whole_shards(dir: &Path, recorded: Vec<ShardRecord>) -> (Vec<ShardRecord>, Ve
     (shards, rows, damaged)
 }
 
-fn lock(dir: &Path) -> Result<File, StoreError> {
+pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(|source| StoreError::Folder { path: dir.into(), source })?;
     match file.try_lock() {
@@ -414,14 +425,15 @@ fn is_temporary(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(".tmp-"))
 }
 
-/// Whether a folder without a manifest holds anything that a store does not.
-fn is_foreign(dir: &Path) -> Result<bool, StoreError> {
+/// Whether a folder without a manifest holds anything that a store does not, nor is named among `others`.
+pub(super) fn is_foreign(dir: &Path, others: &[&str]) -> Result<bool, StoreError> {
     let named = |path: &Path, wanted: fn(&str) -> bool| path.file_name().and_then(|name| name.to_str()).is_some_and(wanted);
     let shard = |path: &PathBuf| named(path, |name| name.starts_with("part-") && name.ends_with(".parquet"));
     let ours = |path: &PathBuf| {
         let split = || list(path).is_ok_and(|files| files.iter().all(|file| shard(file) || is_temporary(file)));
         let file = |name: &str| [".lock", REBUILD, "quarantine.parquet"].contains(&name);
-        is_temporary(path) || if path.is_dir() { split() } else { named(path, file) }
+        let other = || others.iter().any(|other| path.ends_with(other));
+        is_temporary(path) || other() || if path.is_dir() { split() } else { named(path, file) }
     };
     Ok(!list(dir)?.iter().all(ours))
 }

@@ -2,18 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
+mod adopt;
 mod audit;
 mod bad_input;
 mod browser;
 mod chromium;
 mod cli;
 mod compare;
+mod engines;
 mod export;
+mod filter;
 mod golden;
 mod help;
 mod incremental;
-mod install;
 mod init;
+mod install;
 mod layers;
 mod page;
 mod predict;

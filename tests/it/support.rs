@@ -1,16 +1,19 @@
 //! What every test here needs: the binary, images, the assets.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StructArray};
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow_ipc::writer::StreamWriter;
 use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::properties::WriterProperties;
 use tempfile::TempDir;
+use tlpipe::store::Store;
 
 /// A scratch folder, and commands that run in it.
 pub struct Scratch {
@@ -194,4 +197,82 @@ pub fn pipe(path: &Path) -> bool {
         println!("skipped: no mkfifo here");
     }
     made
+}
+
+/// An encoded image as a cluster engine has it.
+#[derive(Clone)]
+pub struct Image {
+    pub id: String,
+    pub split: String,
+    pub label: i64,
+    pub class: String,
+    pub bytes: Vec<u8>,
+}
+
+/// The images in folders `SPLIT/CLASS/`, with the ids that extraction gives them.
+pub fn images(scratch: &Scratch, name: &str) -> Vec<Image> {
+    let mut images = Vec::new();
+    for split in ["train", "test"] {
+        for (label, class) in [(0, "cat"), (1, "dog")] {
+            let folder = scratch.path(name).join(split).join(class);
+            let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+            files.sort();
+            for file in files {
+                let id = format!("{split}/{class}/{}", file.file_name().unwrap().to_string_lossy());
+                images.push(Image { id, split: split.into(), label, class: class.into(), bytes: fs::read(file).unwrap() });
+            }
+        }
+    }
+    images
+}
+
+/// Images as an Arrow stream in batches of these sizes, its end marker included, with a column that nobody asked for.
+pub fn stream(images: &[Image], sizes: &[usize]) -> Vec<u8> {
+    let batch = |images: &[Image]| {
+        let text = |take: fn(&Image) -> &String| Arc::new(StringArray::from_iter_values(images.iter().map(take))) as ArrayRef;
+        RecordBatch::try_from_iter([
+            ("size", Arc::new(images.iter().map(|image| Some(image.bytes.len() as i64)).collect::<Int64Array>()) as ArrayRef),
+            ("id", text(|image| &image.id)),
+            ("class", text(|image| &image.class)),
+            ("bytes", Arc::new(BinaryArray::from_iter_values(images.iter().map(|image| &image.bytes)))),
+            ("label", Arc::new(images.iter().map(|image| Some(image.label)).collect::<Int64Array>())),
+            ("split", text(|image| &image.split)),
+        ])
+        .unwrap()
+    };
+    let mut writer = StreamWriter::try_new(Vec::new(), &batch(&[]).schema()).unwrap();
+    let mut rest = images;
+    for &size in sizes {
+        let (these, after) = rest.split_at(size);
+        writer.write(&batch(these)).unwrap();
+        rest = after;
+    }
+    writer.finish().unwrap();
+    writer.into_inner().unwrap()
+}
+
+/// All of a row but its id and split.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowBits {
+    pub label: Option<i32>,
+    pub content_hash: String,
+    /// Of each view, as bits.
+    pub views: Vec<Vec<u32>>,
+}
+
+/// The rows of a store by split and id.
+pub fn row_bits(dir: &Path) -> HashMap<(String, String), RowBits> {
+    let store = Store::open(dir).unwrap();
+    let mut rows = HashMap::new();
+    for split in store.manifest().splits() {
+        let described = store.describe(&[&split]).unwrap();
+        let views = (0..store.views().len()).map(|view| store.load_view(&[&split], view).unwrap().embeddings);
+        let views: Vec<_> = views.collect();
+        for (at, (_, row)) in described.into_iter().enumerate() {
+            let views = views.iter().map(|view| view.row(at).iter().map(|value| value.to_bits()).collect()).collect();
+            let bits = RowBits { label: row.label, content_hash: row.content_hash, views };
+            assert!(rows.insert((split.clone(), row.id), bits).is_none(), "a row twice");
+        }
+    }
+    rows
 }
