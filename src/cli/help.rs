@@ -6,8 +6,8 @@ use clap::Command;
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Pipeline", &["init", "run", "extract", "fit-head", "report"]),
     ("Look closer", &["audit", "compare", "bench"]),
-    ("Deploy", &["export", "verify", "predict", "serve"]),
-    ("Manage", &["models", "data", "doctor", "completions", "man"]),
+    ("Deploy", &["export", "verify", "predict", "serve", "embed"]),
+    ("Manage", &["models", "data", "store", "doctor", "completions", "man"]),
 ];
 
 /// The command with its subcommands in groups, which clap has no word for.

@@ -136,7 +136,10 @@ enum Command {
     )]
     Data(data::DataCommand),
     /// Feature stores: adopt.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  tlpipe store adopt features-raw                    what Spark wrote becomes a feature store"
+    )]
     Store(store::StoreCommand),
     /// Which ONNX Runtime, providers, caches and assets would be used, and why.
     Doctor(doctor::DoctorArgs),
