@@ -46,6 +46,7 @@ pub mod events;
 pub mod extract;
 pub mod head;
 pub mod image;
+mod markdown;
 pub mod onnx;
 mod persist;
 pub mod pipeline;

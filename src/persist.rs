@@ -34,11 +34,23 @@ impl Draft {
     pub(crate) fn keep(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;
         self.file.persist(&self.path).map_err(|error| error.error)?;
-        if let Ok(folder) = fs::File::open(folder(&self.path)) {
-            // Not every file system can sync a folder; the rename stands without it.
-            let _ = folder.sync_all();
-        }
+        sync(folder(&self.path));
         Ok(())
+    }
+
+    /// The same, but an error of kind [`io::ErrorKind::AlreadyExists`] where there is a file already.
+    pub(crate) fn keep_new(self) -> io::Result<()> {
+        self.file.as_file().sync_all()?;
+        self.file.persist_noclobber(&self.path).map_err(|error| error.error)?;
+        sync(folder(&self.path));
+        Ok(())
+    }
+}
+
+fn sync(folder: &Path) {
+    if let Ok(folder) = fs::File::open(folder) {
+        // Not every file system can sync a folder; the rename stands without it.
+        let _ = folder.sync_all();
     }
 }
 

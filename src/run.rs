@@ -13,6 +13,7 @@
 //!   audit.parquet audit.json data_curve.csv  what is wrong with the images, where it was asked for; they know no head
 //!   statistics.safetensors, statistics.parquet  of ridge: what the head follows from, and the rows it is of
 //!   l2_path.csv, left_out.parquet  of ridge: every strength of L2; each training row's answer by a fit without it
+//!   features.json, quarantine.parquet  where the features are not kept: what a store.json says of them; the images that could not be used
 //!   sweep.partial           only while a sweep runs or after it was stopped: what it has fitted
 //!   checkpoint.safetensors  only while a long fit runs or after it was stopped: where it goes on
 //! ```
@@ -40,6 +41,12 @@ pub const METRICS_SCHEMA: u32 = 2;
 
 /// What a sweep has fitted so far; the file in a run folder is there only until the sweep is done.
 pub const SWEEP_JOURNAL: &str = "sweep.partial";
+
+/// What was known of features that are not kept: what their store's manifest said.
+pub const FEATURES: &str = "features.json";
+
+/// Images that could not be used, where the features are not kept.
+pub const QUARANTINE: &str = "quarantine.parquet";
 
 /// What can go wrong with a run directory.
 #[derive(Debug, thiserror::Error)]
@@ -368,7 +375,7 @@ impl RunDir {
         // The head is the first file of a run; folders beside it, such as a feature store, are the user's own.
         let mut files = self.path.read_dir().map_err(unwritable)?.flatten().filter(|entry| entry.path().is_file());
         // A first fit or sweep that was stopped leaves these alone, or an audit before the first fit.
-        let left = [Checkpoints::FILE, SWEEP_JOURNAL, AUDIT, AUDIT_FINDINGS, DATA_CURVE];
+        let left = [Checkpoints::FILE, SWEEP_JOURNAL, AUDIT, AUDIT_FINDINGS, DATA_CURVE, QUARANTINE];
         let own = |name: &str| name.starts_with(".tmp-") || left.contains(&name);
         let foreign = !self.file("head.safetensors").is_file() && files.any(|entry| !own(&entry.file_name().to_string_lossy()));
         if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }

@@ -10,14 +10,16 @@ use super::say;
 use super::shell::Shell;
 use crate::assets::Finder;
 use crate::dataset::synth;
-use crate::pipeline::{Context, DataSettings, open_dataset};
+use crate::pipeline::{Contents, Context, open_dataset};
 
 /// Subcommands of `tlpipe data`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum DataCommand {
     /// Data sets that tlpipe knows by name, and whether they are at hand.
+    #[command(after_help = "Examples:\n  tlpipe data list --json")]
     List,
     /// Find a data set or download it.
+    #[command(after_help = "Examples:\n  tlpipe data fetch cifar10")]
     Fetch {
         /// Its name, as `tlpipe data list` shows it.
         name: String,
@@ -30,6 +32,8 @@ pub enum DataCommand {
 
 /// Arguments of `tlpipe data inspect`.
 #[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:\n  tlpipe data inspect ./photos\n  \
+    tlpipe data inspect 's3://bucket/shards/train-*.tar' --label-column species")]
 pub struct InspectArgs {
     /// A data set's name, a path, or an address.
     source: String,
@@ -39,6 +43,9 @@ pub struct InspectArgs {
 
 /// Arguments of `tlpipe data synth`.
 #[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tlpipe data synth -o drawn\n  tlpipe data synth -o small --train 200 --test 50 --side 32 --seed 1"
+)]
 pub struct SynthArgs {
     /// Folder to write to.
     #[arg(short, long, value_name = "DIR")]
@@ -98,27 +105,13 @@ fn list(context: &Context<'_>, output: say::Output) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &InspectArgs, context: &Context<'_>, output: say::Output) -> anyhow::Result<()> {
-    let settings = DataSettings {
-        source: Some(args.source.clone()),
-        image_column: args.columns.image_column.clone(),
-        label_column: args.columns.label_column.clone(),
-        split_column: args.columns.split_column.clone(),
-    };
-    let dataset = open_dataset(&settings, context)?;
-    let splits: Vec<_> = dataset.splits().iter().map(|split| (split.name.to_string(), split.rows)).collect();
-    let json = json!({
-        "source": args.source,
-        "kind": dataset.name(),
-        "splits": splits.iter().map(|(name, rows)| json!({ "name": name, "rows": rows })).collect::<Vec<_>>(),
-        "classes": dataset.classes(),
-        "sorted_by_class": dataset.sorted_by_class(),
-        "warnings": dataset.warnings(),
-    });
-    output.result(&json, || {
-        let mut lines = vec![format!("{} · {}", args.source, dataset.name())];
-        lines.extend(splits.iter().map(|(name, rows)| format!("  {name:<12} {} images", say::count(*rows))));
-        lines.push(format!("  {} classes: {}", dataset.classes().len(), some_of(dataset.classes())));
-        lines.extend(dataset.warnings().iter().map(|warning| format!("  warning: {warning}")));
+    let dataset = open_dataset(&args.columns.of(Some(args.source.clone())), context)?;
+    let contents = Contents::of(&args.source, &dataset);
+    output.result(&contents, || {
+        let mut lines = vec![format!("{} · {}", contents.source, contents.kind)];
+        lines.extend(contents.splits.iter().map(|split| format!("  {:<12} {} images", split.name, say::count(split.rows))));
+        lines.push(format!("  {} classes: {}", contents.classes.len(), some_of(&contents.classes)));
+        lines.extend(contents.warnings.iter().map(|warning| format!("  warning: {warning}")));
         lines.join("\n")
     })
 }

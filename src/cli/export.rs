@@ -23,7 +23,8 @@ use crate::pipeline::{self, CompareOn, ExportOptions, Exported, WeightType};
 pub struct ExportArgs {
     #[command(flatten)]
     pipeline: PipelineArgs,
-    /// File to write; classifier.onnx in the run folder where left out. MODEL_CARD.md and labels.txt are put beside it.
+    /// File to write; classifier.onnx in the run folder where left out. MODEL_CARD.md and labels.txt are put beside it; where those are
+    /// another model's, NAME.MODEL_CARD.md and NAME.labels.txt, with the name of this file.
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// What the model takes: images as bytes, of any size, or the backbone's own tensor of float32.

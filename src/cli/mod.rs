@@ -3,12 +3,15 @@
 mod audit;
 mod bench;
 mod compare;
+mod completions;
 mod data;
 mod doctor;
 mod embed;
 mod export;
 mod extract;
 mod fit_head;
+mod help;
+mod init;
 mod models;
 mod open;
 mod options;
@@ -27,9 +30,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::assets::Search;
+use crate::deploy::DeployError;
 use crate::pipeline::{Context, PipelineError};
 use options::RuntimeArgs;
 use progress::{Form, Progress};
@@ -47,9 +51,16 @@ const USAGE: u8 = 2;
     version,
     max_term_width = 110,
     after_help = "Examples:\n  \
-        tlpipe run pipelines/quickstart.toml                 everything, on images that tlpipe draws itself\n  \
-        tlpipe run --data ./photos --input-size 160          everything, on your own class folders\n  \
-        tlpipe fit-head tlpipe.toml --set head.epochs=30     another head on the same features, in a second"
+        tlpipe run pipelines/quickstart.toml            everything, on images that tlpipe draws itself\n  \
+        tlpipe init ./photos                            your own images: a pipeline file for them\n  \
+        tlpipe run                                      everything, as tlpipe.toml says\n  \
+        tlpipe fit-head --set head.l2=1e-3              another head on the same features, in a second\n\n\
+        Environment:\n  \
+        TLPIPE_ASSETS             folders that hold models and data sets, with colons between them\n  \
+        TLPIPE_LOG                what is logged, as in debug or tlpipe=debug,onnxruntime=info\n  \
+        TLPIPE_MIRROR             a server that is asked for downloads first\n  \
+        XDG_CACHE_HOME            where downloads and ONNX Runtime are kept (~/.cache where it is not set)\n  \
+        NO_COLOR, CLICOLOR_FORCE  no colours; colours even where there is no terminal"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -86,6 +97,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look at images and write a pipeline file that fits them.
+    Init(init::InitArgs),
     /// Run every stage that is out of date, in order.
     Run(Box<run::RunArgs>),
     /// Stage 1: images -> feature store.
@@ -94,11 +107,11 @@ enum Command {
     FitHead(fit_head::FitHeadArgs),
     /// Stage 3: run directory -> report.html, report.json, a table on the terminal.
     Report(report::ReportArgs),
-    /// What is wrong with the images: leaks, duplicates, label errors, outliers, from the cached features alone.
+    /// What is wrong with the images: leaks, duplicates, label errors, outliers.
     Audit(audit::AuditArgs),
     /// Runs beside each other, and whether the difference between them is real.
     Compare(compare::CompareArgs),
-    /// What this machine could do at most, what share of it stage 1 reaches, where the time goes.
+    /// This machine's ceiling, the pipeline's share of it, where the time goes.
     Bench(bench::BenchArgs),
     /// Backbone and head as one classifier.onnx, proven equal to what was scored.
     Export(export::ExportArgs),
@@ -111,16 +124,34 @@ enum Command {
     /// Images in, embeddings out, as an Arrow stream: stage 1 for a cluster engine.
     Embed(embed::EmbedArgs),
     /// Models: list, fetch, inspect, cut.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  tlpipe models list\n  tlpipe models inspect resnet50.onnx                where it would be cut, and why"
+    )]
     Models(models::ModelsCommand),
     /// Data sets: list, fetch, inspect, synth.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  tlpipe data list\n  tlpipe data inspect ./photos                       what tlpipe sees in a source"
+    )]
     Data(data::DataCommand),
     /// Feature stores: adopt.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  tlpipe store adopt features-raw                    what Spark wrote becomes a feature store"
+    )]
     Store(store::StoreCommand),
     /// Which ONNX Runtime, providers, caches and assets would be used, and why.
     Doctor(doctor::DoctorArgs),
+    /// The script by which a shell completes commands and flags.
+    Completions(completions::CompletionsArgs),
+    /// A manual page for each command.
+    Man(completions::ManArgs),
+}
+
+/// The command line as clap knows it: for help, completions, manual pages.
+pub fn command() -> clap::Command {
+    help::grouped(Cli::command())
 }
 
 /// Set by Ctrl-C and SIGTERM while an engine works that ends cleanly by itself.
@@ -132,7 +163,7 @@ static STOPPABLE: AtomicBool = AtomicBool::new(false);
 pub fn main() -> ExitCode {
     // Before there are threads: it sets a variable of the environment.
     crate::runtime::disable_telemetry();
-    let cli = match Cli::try_parse() {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             let wanted = std::env::args_os().any(|arg| arg == "--json");
@@ -163,7 +194,7 @@ pub fn main() -> ExitCode {
     let text = say::chain(&error);
     progress.fail(&text);
     // One object, and that was the result; a stream is none.
-    if cli.global.json && !is_stream && !error.is::<predict::SomeFailed>() {
+    if cli.global.json && !is_stream && !error.is::<predict::Ended>() {
         // Where stdout is closed there is nobody to tell.
         let _ = say::line(&say::failure(&text, status));
     }
@@ -171,10 +202,14 @@ pub fn main() -> ExitCode {
 }
 
 fn status(error: &anyhow::Error) -> u8 {
+    if let Some(predict::Ended::Stopped { .. }) = error.downcast_ref() {
+        return INTERRUPTED;
+    }
     match error.downcast_ref::<PipelineError>() {
         Some(PipelineError::Interrupted(_)) => INTERRUPTED,
         Some(error) if error.is_usage() => USAGE,
         _ if error.is::<options::Usage>() => USAGE,
+        _ if error.downcast_ref::<DeployError>().is_some_and(DeployError::is_usage) => USAGE,
         _ => 1,
     }
 }
@@ -195,6 +230,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
     let directory = cli.global.directory.as_deref();
     let shell = Shell { context, progress, output, directory, runtime: &cli.global.runtime };
     match &cli.command {
+        Command::Init(args) => init::main(args, &shell),
         Command::Run(args) => run::main(args, &shell),
         Command::Extract(args) => extract::main(args, &shell),
         Command::FitHead(args) => fit_head::main(args, &shell),
@@ -211,6 +247,8 @@ fn dispatch(cli: &Cli, progress: &Progress) -> anyhow::Result<()> {
         Command::Data(command) => data::main(command, &shell),
         Command::Store(command) => store::main(command, &shell),
         Command::Doctor(args) => doctor::main(args, &shell),
+        Command::Completions(args) => completions::completions(args, &shell),
+        Command::Man(args) => completions::man(args, &shell),
     }
 }
 
@@ -222,6 +260,6 @@ fn watch_signals(progress: &Progress) -> Result<(), ctrlc::Error> {
             progress.clear();
             std::process::exit(i32::from(INTERRUPTED));
         }
-        progress.warn("stopping: what is done is being kept (again: stop at once)");
+        progress.warn("stopping (again: at once)");
     })
 }

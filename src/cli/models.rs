@@ -15,15 +15,20 @@ use crate::onnx::{self, Inspection, Layers, Model, Tap};
 #[derive(Clone, Debug, Subcommand)]
 pub enum ModelsCommand {
     /// Backbones that tlpipe knows by name, and whether they are at hand.
+    #[command(after_help = "Examples:\n  tlpipe models list --json")]
     List,
     /// Find a backbone or download it.
+    #[command(after_help = "Examples:\n  tlpipe models fetch mobilenet_v2")]
     Fetch {
         /// Its name, as `tlpipe models list` shows it.
         name: String,
     },
     /// Input, layout, the cut that would be made and why, feature width, preprocessing.
+    #[command(after_help = "Examples:\n  tlpipe models inspect mobilenet_v2\n  tlpipe models inspect resnet50.onnx --json")]
     Inspect(ModelArgs),
     /// Write the backbone without its top.
+    #[command(after_help = "Examples:\n  tlpipe models cut resnet50.onnx -o backbone.onnx\n  \
+        tlpipe models cut mobilenet_v2 --layers multi -o depths.onnx      averages of maps of many depths in one row")]
     Cut {
         #[command(flatten)]
         model: ModelArgs,

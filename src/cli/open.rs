@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::options::Usage;
 use super::shell::Shell;
 use crate::assets::Finder;
-use crate::deploy::{Classifier, DeployError, Hints, Opening};
+use crate::deploy::{Classifier, Hints, Opening};
 use crate::events::Event;
 use crate::extract::PixelScale;
 use crate::image::Resize;
@@ -51,6 +50,14 @@ fn pixel_scale(text: &str) -> Result<PixelScale, String> {
     }
 }
 
+impl ForeignArgs {
+    /// What the user knows.
+    pub fn hints(&self) -> Hints {
+        let Self { labels, input_size, resize, pixels } = self.clone();
+        Hints { labels, side: input_size, resize, pixels }
+    }
+}
+
 impl ClassifierArgs {
     /// Finds it and starts it; gives the number of threads that will ask, too.
     pub fn open(&self, foreign: &ForeignArgs, shell: &Shell<'_>) -> anyhow::Result<(Classifier, usize)> {
@@ -58,13 +65,8 @@ impl ClassifierArgs {
         let (compute, threads) = shell.machine()?;
         let located = Finder::new(context.search.clone())?.model(&self.model, context.observe)?;
         let runtime = Runtime::start(&locate(&context.runtime_options(compute), context.observe)?)?;
-        let ForeignArgs { labels, input_size, resize, pixels } = foreign.clone();
-        let hints = Hints { labels, side: input_size, resize, pixels };
-        let opening = Opening { compute, threads, batch: usize::from(self.batch), hints };
-        let classifier = Classifier::open(&located, &runtime, &opening).map_err(|error| match error {
-            known @ DeployError::Known(_) => anyhow::Error::new(Usage(known.to_string())),
-            other => other.into(),
-        })?;
+        let opening = Opening { compute, threads, batch: usize::from(self.batch), hints: foreign.hints() };
+        let classifier = Classifier::open(&located, &runtime, &opening)?;
         for assumption in classifier.assumptions() {
             (context.observe)(Event::Warned(assumption.clone()));
         }

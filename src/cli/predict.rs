@@ -16,12 +16,13 @@ use super::shell::Shell;
 use crate::assets::AssetError;
 use crate::dataset::{Inputs, SourceOptions};
 use crate::deploy::predict::{
-    Answer, Asked, Counts, Csv, Format, Json, JsonLines, Listed, Parquet, Prediction, Ranked, Rows, Summary, Watch, predict,
+    Answer, Asked, Counts, Csv, Format, Json, JsonLines, Listed, Parquet, Prediction, Ranked, Rows, Summary, Watch,
+    is_replaceable, predict,
 };
 use crate::deploy::{Classifier, DeployError};
 use crate::events::Event;
 use crate::persist::Draft;
-use crate::pipeline::{Interrupted, PipelineError, same_folder};
+use crate::pipeline::{Context, same_folder};
 
 /// Most bytes of an image on stdin.
 const MAX_STDIN: u64 = 512 << 20;
@@ -35,7 +36,8 @@ const STDOUT: &str = "stdout";
     curl -s https://host/cat.jpg | tlpipe predict classifier.onnx -\n  \
     find . -name '*.png' | tlpipe predict classifier.onnx --files-from - --format ndjson\n  \
     tlpipe predict classifier.onnx --watch inbox/ --threshold 0.8\n\n\
-    Exit status: 0 all images were classified, 1 some could not be used (column `error`) or the command failed.")]
+    Exit status: 0 all images were classified, 1 some, or some of several inputs, could not be used (column `error`) or the command \
+    failed.")]
 pub struct PredictArgs {
     #[command(flatten)]
     classifier: ClassifierArgs,
@@ -51,9 +53,12 @@ pub struct PredictArgs {
     /// table, csv, json, ndjson or parquet; by the name of -o, else a table on a terminal and csv elsewhere.
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
-    /// File to write instead of stdout.
+    /// File to write instead of stdout; what is there is replaced where it is an earlier result.
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write the file of -o whatever is there.
+    #[arg(long, requires = "out")]
+    force: bool,
     /// Classes to name of each image, the most probable first.
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     top_k: u16,
@@ -67,12 +72,25 @@ pub struct PredictArgs {
     foreign: ForeignArgs,
 }
 
-/// Some images could not be used: exit status 1, after the result.
+/// Why the exit status is not 0 after a result, which is the one object of `--json`.
 #[derive(Debug, thiserror::Error)]
-#[error("{failed} of {images} images could not be used: the column `error` says why for each")]
-pub struct SomeFailed {
-    failed: String,
-    images: String,
+pub enum Ended {
+    /// Some images could not be used.
+    #[error("{failed} of {images} images could not be used: the column `error` says why for each")]
+    SomeFailed {
+        /// How many.
+        failed: String,
+        /// Of how many.
+        images: String,
+    },
+    /// The user ended it.
+    #[error("stopped after {done} of {images}; their rows are kept")]
+    Stopped {
+        /// Images that are through.
+        done: String,
+        /// Of how many.
+        images: String,
+    },
 }
 
 fn probability(text: &str) -> Result<f32, String> {
@@ -111,8 +129,7 @@ pub fn main(args: &PredictArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
             let more = predict(&classifier, asked, threads, watch, None, &mut |prediction| sink.take(prediction))?;
             counts = Counts { images: counts.images + more.images, failed: counts.failed + more.failed };
         }
-        let summary = Summary { model: classifier.name(), counts, seconds: started.elapsed().as_secs_f64() };
-        sink.finish(summary)?;
+        sink.finish(args.summary(&classifier, counts, started, context))?;
         Ok(counts)
     });
     drop(sink);
@@ -124,19 +141,18 @@ pub fn main(args: &PredictArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         other => other?,
     };
     out.keep().map_err(|source| DeployError::Write { path: args.shown(), source })?;
-    let seconds = started.elapsed().as_secs_f64();
+    let summary = args.summary(&classifier, counts, started, context);
     if counts.images > 1 {
-        let summary = Summary { model: classifier.name(), counts, seconds };
-        let (images, took) = (say::count(counts.images), say::seconds(seconds));
+        let (images, took) = (say::count(counts.images), say::seconds(summary.seconds));
         shell.progress.note(&format!("{images} images in {took}, {:.0} a second, on {}", summary.rate(), classifier.provider()));
     }
-    if args.watch.is_none() && context.stop.load(Ordering::Relaxed) {
+    let done = say::count(counts.images);
+    if summary.stopped {
         let images = total.map_or_else(|| "the images".to_owned(), |total| format!("{} images", say::count(total)));
-        let text = format!("stopped after {} of {images}; their rows are kept", say::count(counts.images));
-        return Err(PipelineError::from(Interrupted(text)).into());
+        return Err(Ended::Stopped { done, images }.into());
     }
     if counts.failed > 0 {
-        return Err(SomeFailed { failed: say::count(counts.failed), images: say::count(counts.images) }.into());
+        return Err(Ended::SomeFailed { failed: say::count(counts.failed), images: done }.into());
     }
     Ok(())
 }
@@ -166,6 +182,12 @@ impl Sink<'_> {
 }
 
 impl PredictArgs {
+    fn summary<'c>(&self, classifier: &'c Classifier, counts: Counts, started: Instant, context: &Context<'_>) -> Summary<'c> {
+        // A folder is watched until somebody ends it.
+        let stopped = self.watch.is_none() && context.stop.load(Ordering::Relaxed);
+        Summary { model: classifier.name(), counts, seconds: started.elapsed().as_secs_f64(), stopped }
+    }
+
     /// What messages call the place of the result.
     fn shown(&self) -> PathBuf {
         self.out.clone().unwrap_or_else(|| STDOUT.into())
@@ -208,16 +230,25 @@ impl PredictArgs {
         let options = SourceOptions { image_column: self.image_column.clone(), ..SourceOptions::default() };
         let search = &shell.context.search;
         let mut inputs = Inputs::new(&options, Some(&search.cache));
+        let several = self.inputs.len() + listed.len() + usize::from(self.watch.is_some()) > 1;
         for (path, is_stdin) in
             self.inputs.iter().map(|path| (path, is_stdin(path))).chain(listed.iter().map(|path| (path, false)))
         {
             let text = path.to_string_lossy();
             if is_stdin {
                 inputs.push("-", stdin()?);
-            } else if search.offline && text.contains("://") && !text.starts_with("file://") {
-                return Err(AssetError::Offline(text.into_owned()).into());
+                continue;
+            }
+            let added = if search.offline && text.contains("://") && !text.starts_with("file://") {
+                Err(DeployError::from(AssetError::Offline(text.into_owned())))
             } else {
-                inputs.add(path)?;
+                inputs.add(path).map_err(DeployError::from)
+            };
+            match added {
+                Ok(()) => {}
+                // One of several that cannot be used is an error of its own row.
+                Err(error) if several => inputs.set_aside(path, error.to_string()),
+                Err(error) => return Err(error.into()),
             }
         }
         let model = Path::new(&self.classifier.model);
@@ -289,6 +320,10 @@ impl Out {
         let cannot = |source| DeployError::Write { path: path.clone(), source };
         if path.is_dir() {
             return Err(cannot(io::Error::other("a folder")).into());
+        }
+        if !args.force && !is_replaceable(path).map_err(cannot)? {
+            let text = "this file is no earlier result of predict, and would be replaced; name another, or give --force";
+            return Err(Usage(format!("-o {}: {text}", path.display())).into());
         }
         if args.watch.is_none() {
             return Ok(Self { place: Place::Whole(Draft::create(path).map_err(cannot)?), goes_on: false });

@@ -45,7 +45,18 @@ impl Progress {
             1 => "tlpipe=debug",
             _ => "trace",
         };
-        let filter = EnvFilter::try_from_env("TLPIPE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+        let asked = std::env::var("TLPIPE_LOG").ok().filter(|asked| !asked.trim().is_empty());
+        let filter = asked.map_or_else(
+            || EnvFilter::new(default),
+            |asked| {
+                EnvFilter::try_new(&asked).unwrap_or_else(|error| {
+                    self.warn(&format!(
+                        "TLPIPE_LOG={asked}: {error}; give a level, as in debug, or tlpipe=debug,onnxruntime=info"
+                    ));
+                    EnvFilter::new(default)
+                })
+            },
+        );
         let progress = self.clone();
         // Only tests start a second one, and there the first does.
         let _ = tracing_subscriber::fmt()

@@ -1,5 +1,6 @@
 //! `tlpipe report`.
 
+use std::io::{IsTerminal, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -7,7 +8,7 @@ use serde_json::json;
 
 use super::options::PipelineArgs;
 use super::shell::Shell;
-use super::{compare, summary};
+use super::{compare, say, summary};
 use crate::pipeline::{self, ReportOptions, Reported};
 
 /// Arguments of `tlpipe report`.
@@ -62,13 +63,13 @@ pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let pipeline = shell.pipeline(&args.pipeline.or_recorded()?, source)?;
     let options = ReportOptions { always: true, map: !args.no_map, page_bytes };
     let reported = pipeline::report(&pipeline, &shell.context, &options)?;
-    let Some(facts) = &reported.facts else { return shell.output.result(&paths(&reported), || said(&reported)) };
+    let Some(facts) = &reported.facts else { return shell.output.result(&paths(&reported), || said(&reported, &stdout())) };
     if args.format != Format::Text && !shell.output.json {
-        shell.progress.note(&said(&reported));
+        shell.progress.note(&said(&reported, &stderr()));
     }
     let json = serde_json::to_string_pretty(facts)?;
     shell.output.result(&paths(&reported), || match args.format {
-        Format::Text => format!("{}\n{}", summary::text(facts), said(&reported)),
+        Format::Text => format!("{}\n{}", summary::text(facts), said(&reported, &stdout())),
         Format::Markdown => summary::markdown(facts),
         Format::Json => json,
         Format::Csv => summary::csv(facts),
@@ -78,13 +79,12 @@ pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
 fn compared(args: &ReportArgs, shell: &Shell<'_>, page_bytes: usize) -> anyhow::Result<()> {
     let page = args.output.as_deref().unwrap_or(Path::new("compare.html"));
     let written = pipeline::report_compared(&args.compare, page, &shell.context, page_bytes)?;
-    let said = format!("  report    {}", written.html.display());
     if args.format != Format::Text && !shell.output.json {
-        shell.progress.note(&said);
+        shell.progress.note(&line(&written.html, &stderr()));
     }
     let (found, json) = (&written.facts.comparison, serde_json::to_string_pretty(&written.facts)?);
     shell.output.result(&json!({ "html": written.html, "json": written.json }), || match args.format {
-        Format::Text => format!("{}\n{said}", compare::text(found)),
+        Format::Text => format!("{}\n{}", compare::text(found), line(&written.html, &stdout())),
         Format::Markdown => summary::compared_markdown(found),
         Format::Json => json,
         Format::Csv => summary::compared_csv(found),
@@ -96,7 +96,11 @@ pub fn paths(reported: &Reported) -> serde_json::Value {
     json!({ "html": reported.html, "json": reported.json })
 }
 
-/// Where the report is.
-pub fn said(reported: &Reported) -> String {
-    format!("  report    {}", reported.html.display())
+/// Where the report is, as it is shown on a stream.
+pub fn said(reported: &Reported, on: &impl IsTerminal) -> String {
+    line(&reported.html, on)
+}
+
+fn line(html: &Path, on: &impl IsTerminal) -> String {
+    format!("  report    {}", say::link(html, on))
 }

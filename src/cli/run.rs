@@ -5,12 +5,12 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use super::options::{HeadArgs, ImageArgs, PipelineArgs};
+use super::options::{HeadArgs, ImageArgs, PipelineArgs, Usage};
 use super::say;
 use super::shell::Shell;
 use super::{extract, fit_head, report, summary};
 use crate::head::Solver;
-use crate::pipeline::{self, Goal, ReportOptions, StageOutcome};
+use crate::pipeline::{self, Goal, Override, ReportOptions, StageOutcome};
 
 /// Arguments of `tlpipe run`.
 #[derive(Clone, Debug, Args)]
@@ -30,7 +30,7 @@ pub struct RunArgs {
     #[arg(long)]
     rebuild: bool,
     /// Keep no features: the training rows are summed up as they come, which is all that least squares needs, and the others go once
-    /// the run is written (solver ridge).
+    /// the run is written (solver ridge) [output.cache = false].
     #[arg(long, conflicts_with = "rebuild")]
     no_cache: bool,
 }
@@ -39,12 +39,19 @@ pub struct RunArgs {
 pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
     let (context, output) = (&shell.context, shell.output);
-    let pipeline = shell.pipeline(&args.pipeline, args.images.overrides().into_iter().chain(args.head.overrides()))?;
+    let uncached = args.no_cache.then(|| Override { key: "output.cache".into(), value: false.into() });
+    let flags = args.images.overrides().into_iter().chain(args.head.overrides()).chain(uncached);
+    let pipeline = shell.pipeline(&args.pipeline, flags)?;
+    let keeps = pipeline.settings.output.keeps_features();
+    if args.rebuild && !keeps {
+        let text = "--rebuild makes the features anew, and output.cache = false keeps none: leave the flag out";
+        return Err(Usage(text.to_owned()).into());
+    }
     let tell = |text: String| if output.json { Ok(()) } else { say::line(&text) };
     let tell_stage = |text: String| if output.quiet { Ok(()) } else { tell(text) };
 
     let (uncached, cached);
-    let (used, extracted, fit, extract_seconds) = if args.no_cache {
+    let (used, extracted, fit, extract_seconds) = if !keeps {
         uncached = pipeline::fit_uncached(&pipeline, context)?;
         let seconds = uncached.extracted.manifest.extraction.as_ref().map_or(0.0, |figures| figures.seconds);
         (&uncached.pipeline, &uncached.extracted, &uncached.fit, seconds)
@@ -65,7 +72,7 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let reported = pipeline::report(used, context, &options)?;
     let report_seconds = report_started.elapsed().as_secs_f64();
     tell_stage(stage("report", reported.outcome, report_seconds))?;
-    tell(report::said(&reported))?;
+    tell(report::said(&reported, &std::io::stdout()))?;
     if let Some(facts) = &reported.facts {
         tell_stage(format!("\n{}\n", summary::text(facts)))?;
     }
@@ -86,11 +93,9 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
         if output.quiet {
             return format!("{} in all.", say::seconds(seconds));
         }
-        if args.no_cache {
-            return format!(
-                "{} in all. The features are not kept; without --no-cache another head needs no images.",
-                say::seconds(seconds)
-            );
+        if !keeps {
+            let text = "The features are not kept; with output.cache = true another head needs no images.";
+            return format!("{} in all. {text}", say::seconds(seconds));
         }
         // A setting that the solver has.
         let other = match pipeline.settings.head.solver {

@@ -1,6 +1,9 @@
 //! Words and numbers on the terminal.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal, Write as _};
+use std::path::Path;
+
+use anstream::{AutoStream, ColorChoice};
 
 use serde::Serialize;
 
@@ -48,9 +51,21 @@ pub fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// Whether stderr takes colours (<https://no-color.org>).
+/// Whether stderr is to have colours, as clap decides it for its messages: on a terminal that has them; `NO_COLOR` forbids them,
+/// `CLICOLOR_FORCE` asks for them anywhere (<https://no-color.org>, <https://bixense.com/clicolors>).
 pub fn colour_on_stderr() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    AutoStream::choice(&std::io::stderr()) != ColorChoice::Never
+}
+
+/// A path as it is shown on a stream: one that opens the file where that is a terminal with hyperlinks (OSC 8).
+pub fn link(path: &Path, on: &impl IsTerminal) -> String {
+    let shown = path.display().to_string();
+    let has_links = on.is_terminal() && supports_hyperlinks::supports_hyperlinks();
+    let address = std::path::absolute(path).ok().filter(|_| has_links).and_then(|path| url::Url::from_file_path(path).ok());
+    match address {
+        Some(address) => format!("\x1b]8;;{address}\x1b\\{shown}\x1b]8;;\x1b\\"),
+        None => shown,
+    }
 }
 
 /// `60000` -> `60,000`.

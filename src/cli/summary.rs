@@ -1,6 +1,7 @@
 //! The facts of a report in a few lines, in several formats.
 
 use super::say;
+use crate::markdown;
 use crate::report::{Comparison, Facts};
 use crate::run::EpochRecord;
 
@@ -46,8 +47,8 @@ pub fn text(facts: &Facts) -> String {
 /// The same as Markdown.
 pub fn markdown(facts: &Facts) -> String {
     let title = format!("# {} · {} · {} px", facts.store.data, facts.store.backbone.name, facts.store.backbone.input_size);
-    let mut parts = vec![escaped(&title)];
-    parts.extend(facts.standouts.iter().map(|standout| escaped(&plain(&standout.text))));
+    let mut parts = vec![markdown::text(&title)];
+    parts.extend(facts.standouts.iter().map(|standout| markdown::text(&plain(&standout.text))));
     parts.push(markdown_table(&SPLITS, splits(facts)));
     if facts.history.len() > 1 {
         parts.push(format!("```\n{}\n```", curves(&facts.history)));
@@ -66,7 +67,7 @@ pub fn csv(facts: &Facts) -> String {
 
 /// A line a run, and the verdicts, as Markdown.
 pub fn compared_markdown(found: &Comparison) -> String {
-    let verdicts = found.pairs.iter().map(|pair| format!("- {}", escaped(&pair.verdict))).collect::<Vec<_>>().join("\n");
+    let verdicts = found.pairs.iter().map(|pair| format!("- {}", markdown::text(&pair.verdict))).collect::<Vec<_>>().join("\n");
     [markdown_table(&RUNS, runs(found)), verdicts].join("\n\n")
 }
 
@@ -159,16 +160,11 @@ fn digits(value: f64) -> String {
     format!("{}", (value * 1e6).round() / 1e6)
 }
 
-/// Text that Markdown does not take for markup.
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('\n', " ").replace('*', "\\*").replace('_', "\\_")
-}
-
 fn markdown_table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let line = |cells: Vec<String>| format!("| {} |", cells.join(" | "));
-    let heads = line(header.iter().map(|head| escaped(head)).collect());
+    let heads = line(header.iter().map(|head| markdown::text(head)).collect());
     let rule = line(header.iter().enumerate().map(|(column, _)| if column == 0 { "---" } else { "---:" }.to_owned()).collect());
-    let rows = rows.into_iter().map(|row| line(row.iter().map(|cell| escaped(cell)).collect()));
+    let rows = rows.into_iter().map(|row| line(row.iter().map(|cell| markdown::text(cell)).collect()));
     [heads, rule].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
 }
 
@@ -199,7 +195,7 @@ mod tests {
     #[test]
     fn names_do_not_break_tables() {
         let rows = vec![vec!["a|b".to_owned(), "<i>\n2".to_owned()]];
-        assert_eq!(markdown_table(&["x", "y"], rows.clone()), "| x | y |\n| --- | ---: |\n| a\\|b | &lt;i> 2 |");
+        assert_eq!(markdown_table(&["x", "y"], rows.clone()), "| x | y |\n| --- | ---: |\n| a\\|b | &lt;i&gt; 2 |");
         assert_eq!(csv_table(&["x", "y"], rows), "x,y\na|b,\"<i>\n2\"");
         assert_eq!(plain("\u{2068}cat\u{2069} 5\u{a0}%"), "cat 5 %");
     }

@@ -55,6 +55,11 @@ impl Inputs {
         Ok(())
     }
 
+    /// Adds a place that cannot be used, as an image that cannot: the others can.
+    pub fn set_aside(&mut self, place: &Path, reason: String) {
+        self.parts.push(Part::Record(unusable(place, reason)));
+    }
+
     /// Adds an image that is at hand.
     pub fn push(&mut self, id: &str, encoded: Vec<u8>) {
         let image = Encoded::Bytes(encoded.into());
@@ -82,23 +87,26 @@ impl Inputs {
         sources.flat_map(Dataset::warnings).map(String::as_str)
     }
 
-    /// The images, in order. An id is the image's path or address, or `file#row`.
-    pub fn records(self) -> impl Iterator<Item = Result<Record, DatasetError>> + Send {
+    /// The images, in order. An id is the image's path or address, or `file#row`. What is damaged of a source of many ends that
+    /// source, by an image that cannot be used; the others go on.
+    pub fn records(self) -> impl Iterator<Item = Record> + Send {
         let Self { parts, options, cache } = self;
-        parts.into_iter().flat_map(move |part| -> Box<dyn Iterator<Item = Result<Record, DatasetError>> + Send> {
+        parts.into_iter().flat_map(move |part| -> Box<dyn Iterator<Item = Record> + Send> {
             match part {
-                Part::Record(record) => Box::new(std::iter::once(Ok(record))),
+                Part::Record(record) => Box::new(std::iter::once(record)),
                 Part::Source(dataset) => Box::new(of(dataset)),
                 Part::Address(address) => match Dataset::open_unlabelled(&address, &options, cache.as_deref()) {
                     Ok(dataset) => Box::new(of(dataset)),
-                    Err(error) => {
-                        let (id, image) = (address.display().to_string(), Encoded::Unusable(error.to_string()));
-                        Box::new(std::iter::once(Ok(Record { id, split: SPLIT.into(), label: None, image })))
-                    }
+                    Err(error) => Box::new(std::iter::once(unusable(&remote::without_query(&address), error.to_string()))),
                 },
             }
         })
     }
+}
+
+/// Instead of the images of a place, why there are none.
+fn unusable(place: &Path, reason: String) -> Record {
+    Record { id: place.display().to_string(), split: SPLIT.into(), label: None, image: Encoded::Unusable(reason) }
 }
 
 /// The name is that of a file with many images.
@@ -107,20 +115,22 @@ fn holds_many(path: &Path) -> bool {
     ["parquet", "tar", "tgz", "gz", "csv", "tsv", "bin"].contains(&extension.as_str())
 }
 
-fn of(dataset: Dataset) -> impl Iterator<Item = Result<Record, DatasetError>> + Send {
+fn of(dataset: Dataset) -> impl Iterator<Item = Record> + Send {
     let splits: Vec<Arc<str>> = dataset.splits().iter().map(|split| Arc::clone(&split.name)).collect();
     splits.into_iter().flat_map(move |split| {
         let records: Box<dyn Iterator<Item = Result<Record, DatasetError>> + Send> = match dataset.records(&split) {
             Ok(records) => Box::new(records),
             Err(error) => Box::new(std::iter::once(Err(error))),
         };
-        records.map(|record| {
-            record.map(|mut record| {
+        let origin = dataset.origin.clone();
+        records.map(move |record| match record {
+            Ok(mut record) => {
                 if let Encoded::At(place) = &record.image {
                     record.id = place.shown().display().to_string();
                 }
                 record
-            })
+            }
+            Err(error) => unusable(&origin, error.to_string()),
         })
     })
 }
@@ -138,7 +148,7 @@ mod tests {
             inputs.add(&folder.join(place)).unwrap();
         }
         let total = inputs.total();
-        let found: Vec<String> = inputs.records().map(|record| record.unwrap().id).collect();
+        let found: Vec<String> = inputs.records().map(|record| record.id).collect();
         assert_eq!(total, Some(found.len()));
         let prefix = format!("{}/", folder.display());
         found.into_iter().map(|id| id.trim_start_matches(&prefix).to_owned()).collect()
@@ -178,10 +188,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_damaged_is_an_image_that_cannot_be_used_and_the_others_follow() {
+        let folder = tree(&["a.jpg", "b.jpg"]);
+        let table = folder.path().join("table.parquet");
+        parquet(&table, vec![("image", numbered(300))], None);
+        let mut inputs = Inputs::new(&SourceOptions::default(), None);
+        inputs.set_aside(Path::new("gone"), "gone: no images here".to_owned());
+        inputs.add(&table).unwrap();
+        inputs.add(&folder.path().join("b.jpg")).unwrap();
+        // Its footer was read; its pages are damaged now.
+        let mut bytes = fs::read(&table).unwrap();
+        let half = bytes.len() / 2;
+        bytes[4..half].fill(0xA5);
+        fs::write(&table, bytes).unwrap();
+        let records: Vec<Record> = inputs.records().collect();
+        let reasons: Vec<_> = records.iter().filter_map(|record| record.image.read().unwrap().err()).collect();
+        assert_eq!(records.first().unwrap().id, "gone");
+        assert!(reasons.len() == 2 && reasons[1].contains("table.parquet"), "{reasons:?}");
+        assert!(records.last().unwrap().id.ends_with("b.jpg"));
+    }
+
+    #[test]
     fn an_image_from_elsewhere_is_one_of_them() {
         let mut inputs = Inputs::new(&SourceOptions::default(), None);
         inputs.push("-", b"abc".to_vec());
-        let records: Vec<Record> = inputs.records().map(Result::unwrap).collect();
+        let records: Vec<Record> = inputs.records().collect();
         assert_eq!((records[0].id.as_str(), records[0].image.read().unwrap().unwrap()), ("-", "abc".into()));
     }
 }

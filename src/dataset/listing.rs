@@ -87,18 +87,31 @@ pub(super) fn open(kind: &'static str, origin: &Path, tables: Vec<Place>, entrie
     })
 }
 
-impl Source for Listing {
-    fn records(&self, split: &Split) -> Records {
+impl Listing {
+    /// Every `stride`-th image of a split; what lies between is not fetched.
+    fn every(&self, split: &Split, stride: usize) -> Records {
         let (entries, classes, name) = (Arc::clone(&self.entries), Arc::clone(&self.classes), Arc::clone(&split.name));
-        let record = move |at: usize| {
-            let entry = entries.get(at).filter(|entry| *entry.split == *name)?;
+        let (count, of_split) = (entries.len(), Arc::clone(&entries));
+        let wanted = Arc::clone(&name);
+        let places = (0..count).filter(move |&at| of_split.get(at).is_some_and(|entry| *entry.split == *wanted)).step_by(stride);
+        Records::new(places.filter_map(move |at| {
+            let entry = entries.get(at)?;
             let image = match &entry.place {
                 Some(place) => Encoded::At(place.coming()),
                 None => Encoded::Unusable("the table names no file".to_owned()),
             };
             Some(Ok(Record { id: entry.id.clone(), split: Arc::clone(&name), label: classes.index(entry.label()), image }))
-        };
-        Records::new((0..self.entries.len()).filter_map(record))
+        }))
+    }
+}
+
+impl Source for Listing {
+    fn records(&self, split: &Split) -> Records {
+        self.every(split, 1)
+    }
+
+    fn sample(&self, split: &Split, images: usize) -> Records {
+        self.every(split, split.stride(images))
     }
 
     fn files(&self) -> Vec<Place> {

@@ -94,6 +94,18 @@ trait Source: fmt::Debug + Send + Sync {
     /// Every file whose change changes the images or the labels.
     fn files(&self) -> Vec<Place>;
 
+    /// About so many of them, evenly spread in their order; where what lies between would have to be fetched first, the first ones.
+    fn sample(&self, split: &Split, images: usize) -> Records {
+        let records = self.records(split);
+        if self.files().iter().any(|place| matches!(place, Place::Object(_))) {
+            return Records::new(records.take(images));
+        }
+        let stride = split.stride(images);
+        Records::new(
+            records.enumerate().filter(move |(at, record)| at % stride == 0 || record.is_err()).map(|(_, record)| record),
+        )
+    }
+
     /// The encoded images of some ids.
     fn images(&self, split: &Split, ids: &HashSet<String>) -> Result<HashMap<String, Bytes>, DatasetError> {
         let mut images = HashMap::with_capacity(ids.len());
@@ -204,6 +216,15 @@ impl Dataset {
         Ok(self.opened.source.records(self.split(split)?))
     }
 
+    /// Streams at most so many images of a split, evenly spread in the source's order; the first ones where images can only be fetched
+    /// one after the other, as from shards in an object store.
+    ///
+    /// # Errors
+    /// When there is no such split.
+    pub fn sample(&self, split: &str, images: usize) -> Result<Records, DatasetError> {
+        Ok(self.opened.source.sample(self.split(split)?, images))
+    }
+
     /// The encoded images of some ids of a split; ids that are not there, or cannot be read, are left out.
     ///
     /// # Errors
@@ -282,6 +303,12 @@ fn open(
     let archives = of(SourceFile::is_packed_tar);
     if !archives.is_empty() {
         return cifar::open(origin, &archives, options);
+    }
+    if let ([only], Folders::Nothing) = (found.files.as_slice(), mean)
+        && matches!(only.place, Place::Object(_))
+    {
+        // An address may end in anything: its bytes say whether it is an image.
+        return folders::plain(origin, vec![only.clone()]);
     }
     if let [only] = found.files.as_slice()
         && only.place.shown() == origin
@@ -372,6 +399,29 @@ mod tests {
         let dataset = open(folder.path()).unwrap();
         let images = dataset.images("train", &["cat/2.jpg".to_owned(), "gone.jpg".to_owned()].into()).unwrap();
         assert_eq!(images.into_iter().collect::<Vec<_>>(), [("cat/2.jpg".to_owned(), Bytes::from_static(b"cat/2.jpg"))]);
+    }
+
+    #[test]
+    fn a_sample_is_spread_over_its_split() {
+        let folder = tree(&[
+            "train/cat/1.jpg",
+            "train/cat/2.jpg",
+            "train/dog/1.jpg",
+            "train/dog/2.jpg",
+            "train/dog/3.jpg",
+            "test/cat/9.jpg",
+        ]);
+        let ids = |dataset: &Dataset, split: &str, images| -> Vec<String> {
+            dataset.sample(split, images).unwrap().map(|record| record.unwrap().id).collect()
+        };
+        let dataset = open(folder.path()).unwrap();
+        assert_eq!(ids(&dataset, "train", 3), ["train/cat/1.jpg", "train/dog/1.jpg", "train/dog/3.jpg"]);
+        assert_eq!(ids(&dataset, "train", 1), ["train/cat/1.jpg"]);
+        assert_eq!(ids(&dataset, "train", 9).len(), 5);
+        assert_eq!(ids(&dataset, "test", 3), ["test/cat/9.jpg"]);
+        parquet(&folder.path().join("other/train.parquet"), vec![("image", numbered(5))], None);
+        let dataset = open(folder.path().join("other")).unwrap();
+        assert_eq!(ids(&dataset, "train", 2), ["train.parquet#0", "train.parquet#3"]);
     }
 
     #[test]

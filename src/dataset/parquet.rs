@@ -308,7 +308,7 @@ impl Images {
         }
     }
 
-    /// An image without bytes may still be a file beside the Parquet file.
+    /// An image without bytes may still be a file below the folder of the Parquet file, as Hugging Face has it.
     fn get(&self, at: usize, shard: &Place) -> Encoded {
         let null = || Encoded::Unusable("the row has no image (null)".to_owned());
         if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(at)) {
@@ -318,10 +318,7 @@ impl Images {
             return Encoded::Bytes(Bytes::copy_from_slice(self.bytes.value(at)));
         }
         match self.paths.as_ref().filter(|paths| paths.is_valid(at) && !paths.value(at).is_empty()) {
-            Some(paths) => shard.beside(paths.value(at)).map_or_else(
-                || Encoded::Unusable(format!("the row has no bytes, only a path: {}", paths.value(at))),
-                Encoded::At,
-            ),
+            Some(paths) => shard.below(paths.value(at)).map_or_else(Encoded::Unusable, Encoded::At),
             None => null(),
         }
     }
@@ -475,6 +472,26 @@ mod tests {
         assert_eq!(images[..2], [Ok("in".into()), Ok("beside".into())]);
         assert!(images[2].as_ref().is_err_and(|reason| reason.contains("null")));
         assert_eq!(images[3], Ok(Bytes::new()), "an empty image is the decoder's to refuse");
+    }
+
+    #[test]
+    fn a_path_leads_nowhere_but_below_the_table() {
+        let folder = folder();
+        let secret = folder.path().join("secret.txt");
+        fs::write(&secret, "secret").unwrap();
+        fs::create_dir_all(folder.path().join("data/more")).unwrap();
+        fs::write(folder.path().join("data/more/a.jpg"), "own").unwrap();
+        let absolute = secret.display().to_string();
+        let paths = ["more/a.jpg", "./more/a.jpg", &absolute, "../secret.txt", "more/../../secret.txt"];
+        let rows = images(&paths.map(|path| (None, Some(path))));
+        let table = folder.path().join("data/x.parquet");
+        parquet(&table, vec![("image", rows), ("label", integers([Some(0); 5]))], None);
+        let images: Vec<_> = records(&open(&table).unwrap(), "train").iter().map(|record| record.image.read().unwrap()).collect();
+        assert_eq!(images[..2], [Ok("own".into()), Ok("own".into())]);
+        for (image, path) in images[2..].iter().zip(&paths[2..]) {
+            let reason = image.as_ref().unwrap_err();
+            assert!(reason.contains("out of the table's folder") && reason.contains(path), "{reason}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -62,11 +62,23 @@ impl Place {
         }
     }
 
-    /// A file beside this one; none where nobody knows whether it exists.
-    pub(super) fn beside(&self, relative: &str) -> Option<Self> {
+    /// A file in this one's folder or below it. A table may come from a stranger: what it names must not be any other file of this
+    /// machine.
+    ///
+    /// # Errors
+    /// The reason to set the image aside.
+    pub(super) fn below(&self, relative: &str) -> Result<Self, String> {
+        let within = |part| matches!(part, Component::Normal(_) | Component::CurDir);
         match self {
-            Self::File(path) => Some(Self::File(path.parent().unwrap_or(Path::new("")).join(relative))),
-            Self::Object(_) => None,
+            Self::File(path) if Path::new(relative).components().all(within) => {
+                Ok(Self::File(path.parent().unwrap_or(Path::new("")).join(relative)))
+            }
+            Self::File(_) => Err(format!(
+                "the row has no bytes, only a path that leads out of the table's folder: {relative:?}; put the file into that folder and \
+                 name it relative to it, or its bytes into the table"
+            )),
+            // Nobody knows whether it exists.
+            Self::Object(_) => Err(format!("the row has no bytes, only a path: {relative:?}")),
         }
     }
 

@@ -14,6 +14,13 @@ pub struct Split {
     pub per_class: Vec<usize>,
 }
 
+impl Split {
+    /// Every how manieth image makes a sample of at most `images`.
+    pub(super) fn stride(&self, images: usize) -> usize {
+        self.rows.div_ceil(images.max(1)).max(1)
+    }
+}
+
 /// The split of a source that names none.
 pub(crate) const TRAIN: &str = "train";
 

@@ -1,6 +1,6 @@
 //! `MODEL_CARD.md` and `labels.txt` beside a classifier (Mitchell et al., Model Cards for Model Reporting, 2019).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -8,6 +8,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 
 use super::{DeployError, Metadata};
 use crate::evaluate::ClassScore;
+use crate::markdown;
 use crate::run::{Metrics, SplitScore};
 
 /// Name of the card.
@@ -25,6 +26,8 @@ const MOST_CLASSES: usize = 200;
 pub struct Card<'a> {
     /// Name of the classifier: its file's.
     pub file: &'a str,
+    /// Name of the list of class names.
+    pub labels: &'a str,
     /// Length of the file.
     pub bytes: u64,
     /// SHA-256 of the file, hexadecimal.
@@ -50,7 +53,10 @@ impl Card<'_> {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.add_filter("share", |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.4}")));
         environment.add_filter("small", |value: f64| format!("{value:.1e}"));
-        environment.add_filter("cell", |text: String| cell(&text));
+        environment.add_filter("text", |text: String| markdown::text(&text));
+        environment.add_filter("code", |text: String| markdown::code(&text));
+        // As Python reads it, too.
+        environment.add_filter("quoted", |text: String| serde_json::Value::from(text).to_string());
         environment.add_template(CARD, include_str!("card.md"))?;
         let metrics = self.metrics;
         let splits: Vec<(&str, &SplitScore)> = [("hold-out", &metrics.validation), ("test", &metrics.test)]
@@ -67,6 +73,7 @@ impl Card<'_> {
         Ok(environment.get_template(CARD)?.render(context! {
             mark => MARK,
             file => self.file,
+            labels => self.labels,
             megabytes => format!("{:.2}", self.bytes as f64 / 1e6),
             sha256 => self.sha256,
             opset => self.opset,
@@ -88,17 +95,63 @@ impl Card<'_> {
             l2 => metrics.l2,
         })?)
     }
+}
 
-    /// Whether a card that lies there may be replaced.
+/// Where the card and the list of classes of a model go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// `MODEL_CARD.md`.
+    pub card: PathBuf,
+    /// `labels.txt`.
+    pub labels: PathBuf,
+}
+
+/// Whose card a file is.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    Nobody,
+    /// A person.
+    Other,
+    /// The model of this first heading.
+    Model(String),
+}
+
+impl Owner {
+    fn of(card: &Path) -> Self {
+        if !card.exists() {
+            return Self::Nobody;
+        }
+        let text = std::fs::read_to_string(card).unwrap_or_default();
+        let heading = text.strip_prefix(MARK).and_then(|rest| rest.trim_start().lines().next());
+        heading.map_or(Self::Other, |heading| Self::Model(heading.trim_start_matches("# ").to_owned()))
+    }
+}
+
+impl Beside {
+    /// Files in the model's folder: of the plain names, or, where a card of another model lies there, of names that begin with that of
+    /// the model's file.
     ///
     /// # Errors
-    /// When it is somebody's own.
-    pub fn check_place(folder: &Path) -> Result<(), DeployError> {
-        let (card, labels) = (folder.join(CARD), folder.join(LABELS));
-        let ours = std::fs::read_to_string(&card).is_ok_and(|text| text.starts_with(MARK));
-        match [card, labels].into_iter().find(|path| path.exists() && !ours) {
-            Some(path) => Err(DeployError::InTheWay(path)),
-            None => Ok(()),
+    /// When a file of that name is somebody's own.
+    pub fn of(model: &Path) -> Result<Self, DeployError> {
+        let name = |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
+        let (file, stem) = (name(model.file_name()), name(model.file_stem()));
+        let plain = Self { card: model.with_file_name(CARD), labels: model.with_file_name(LABELS) };
+        match Owner::of(&plain.card) {
+            Owner::Model(owner) if owner != file && owner != markdown::text(&file) => Self {
+                card: model.with_file_name(format!("{stem}.{CARD}")),
+                labels: model.with_file_name(format!("{stem}.{LABELS}")),
+            }
+            .checked(),
+            _ => plain.checked(),
+        }
+    }
+
+    fn checked(self) -> Result<Self, DeployError> {
+        match Owner::of(&self.card) {
+            Owner::Other => Err(DeployError::InTheWay(self.card)),
+            Owner::Nobody if self.labels.exists() => Err(DeployError::InTheWay(self.labels)),
+            _ => Ok(self),
         }
     }
 }
@@ -108,11 +161,6 @@ pub fn label_lines(classes: &[String]) -> String {
     let line = |class: &String| class.replace('\\', "\\\\").replace('\r', "\\r").replace('\n', "\\n");
     let plain = |class: &String| !class.contains(['\n', '\r']);
     classes.iter().map(|class| if plain(class) { class.clone() } else { line(class) } + "\n").collect()
-}
-
-/// A name within a table.
-fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]
@@ -147,7 +195,15 @@ mod tests {
     #[test]
     fn a_card_tells_scores_classes_and_limits() {
         let (metadata, metrics) = (metadata(), metrics());
-        let card = Card { file: "c.onnx", bytes: 8_900_000, sha256: "ab", opset: 13, metadata: &metadata, metrics: &metrics };
+        let card = Card {
+            file: "c.onnx",
+            labels: LABELS,
+            bytes: 8_900_000,
+            sha256: "ab",
+            opset: 13,
+            metadata: &metadata,
+            metrics: &metrics,
+        };
         let text = card.markdown().unwrap();
         assert!(text.starts_with(MARK));
         for needle in [
@@ -174,15 +230,51 @@ mod tests {
     }
 
     #[test]
+    fn names_are_no_markup() {
+        let (mut metadata, mut metrics) = (metadata(), metrics());
+        metadata.provenance.backbone = "a*b".into();
+        metadata.provenance.source = Some("x`<b>`".into());
+        metrics.test.as_mut().unwrap().per_class[0].class = "<img src=x onerror=alert(1)>".into();
+        let card = Card {
+            file: "a_\"b\".onnx",
+            labels: LABELS,
+            bytes: 1,
+            sha256: "",
+            opset: 13,
+            metadata: &metadata,
+            metrics: &metrics,
+        };
+        let text = card.markdown().unwrap();
+        for needle in [
+            "| &lt;img src=x onerror=alert(1)&gt; | 5 |",
+            "*a\\*b*",
+            "`` x`<b>` ``",
+            "# a\\_\"b\".onnx",
+            r#"InferenceSession("a_\"b\".onnx")"#,
+        ] {
+            assert!(text.contains(needle), "no `{needle}` in\n{text}");
+        }
+    }
+
+    #[test]
     fn a_card_of_somebody_else_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        Card::check_place(folder.path()).unwrap();
-        std::fs::write(folder.path().join(CARD), "# My model").unwrap();
-        assert!(Card::check_place(folder.path()).unwrap_err().to_string().contains(CARD));
-        std::fs::write(folder.path().join(CARD), format!("{MARK}\n# x")).unwrap();
-        std::fs::write(folder.path().join(LABELS), "x").unwrap();
-        Card::check_place(folder.path()).unwrap();
-        std::fs::remove_file(folder.path().join(CARD)).unwrap();
-        assert!(Card::check_place(folder.path()).unwrap_err().to_string().contains(LABELS));
+        let path = |name: &str| folder.path().join(name);
+        let beside = |model: &str| Beside::of(&path(model));
+        let refused = |model: &str| beside(model).unwrap_err().to_string();
+        let plain = Beside { card: path(CARD), labels: path(LABELS) };
+        assert_eq!(beside("a.onnx").unwrap(), plain);
+        std::fs::write(path(CARD), "# My model").unwrap();
+        assert!(refused("a.onnx").contains(CARD));
+        std::fs::write(path(CARD), format!("{MARK}\n# a\\_b.onnx\n\nText")).unwrap();
+        std::fs::write(path(LABELS), "x").unwrap();
+        assert_eq!(beside("a_b.onnx").unwrap(), plain);
+        // That of another model stands.
+        let own = Beside { card: path("b.MODEL_CARD.md"), labels: path("b.labels.txt") };
+        assert_eq!(beside("b.onnx").unwrap(), own);
+        std::fs::write(&own.labels, "mine").unwrap();
+        assert!(refused("b.onnx").contains("b.labels.txt"));
+        std::fs::remove_file(path(CARD)).unwrap();
+        assert!(refused("a_b.onnx").contains(LABELS));
     }
 }

@@ -8,16 +8,22 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use rayon::prelude::*;
+
 use super::foreign;
 use super::preprocess::TENSOR;
-use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES};
+use super::{DeployError, IMAGE, InputKind, Metadata, PROBABILITIES, Said};
 use crate::assets::Located;
-use crate::evaluate::softmax;
+use crate::evaluate::{argmax, softmax};
 use crate::extract::prepare::{Picture, Preparer};
-use crate::extract::{PixelScale, portions, suited_batch};
-use crate::image::{ImageSpec, Resize, RgbImage, Views, Window};
+use crate::extract::{PixelScale, Shape, suited_batch};
+use crate::image::{ImageSpec, MAX_PIXELS, Resize, RgbImage, Views, Window};
 use crate::onnx::Model;
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
+
+/// Why there is no class where a probability is no number.
+pub(super) const NOT_FINITE: &str = "the network answers with NaN or infinite values";
 
 /// How to open a classifier.
 #[derive(Clone, Debug)]
@@ -231,6 +237,29 @@ impl Classifier {
         Ok(rows)
     }
 
+    /// Classifies encoded images on every thread; for one that cannot be used, why not.
+    ///
+    /// # Errors
+    /// When the network fails, or answers with another number of classes than it says.
+    pub fn answer(&self, encoded: &[Bytes]) -> Result<Vec<Result<Said, String>>, DeployError> {
+        let some = |images: &[Bytes]| {
+            let mut loader = self.loader(MAX_PIXELS);
+            let added: Vec<Result<(), String>> = images.iter().map(|bytes| loader.add(bytes)).collect();
+            let rows = self.probabilities(rayon::current_thread_index().unwrap_or_default(), &mut loader)?;
+            let mut rows = rows.chunks_exact(self.classes().len().max(1));
+            let said = |added: Result<(), String>| {
+                let row = added.map(|()| rows.next().unwrap_or_default())?;
+                match row.iter().all(|value| value.is_finite()) {
+                    true => Ok(Said { probabilities: row.to_vec(), class: argmax(row) }),
+                    false => Err(NOT_FINITE.to_owned()),
+                }
+            };
+            Ok(added.into_iter().map(said).collect::<Vec<_>>())
+        };
+        let parts = encoded.par_chunks(self.batch.max(1)).map(some).collect::<Result<Vec<_>, DeployError>>()?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
     /// The output as it is.
     fn scores(&self, worker: usize, loader: &mut Loader) -> Result<Vec<f32>, DeployError> {
         let graph = &self.graphs[worker % self.graphs.len()];
@@ -239,11 +268,11 @@ impl Classifier {
         if images == 0 {
             return Ok(Vec::new());
         }
+        let shape = Shape { fixed: self.reading.fixed_batch, batch: self.batch, on_processor: graph.on_processor() };
         let mut rows = Vec::new();
         match &mut loader.held {
             Held::Numbers(values) => {
-                for (portion, images) in portions(values, self.reading.spec.values(), self.reading.fixed_batch.unwrap_or(images))
-                {
+                for (portion, images) in shape.portions(values, self.reading.spec.values()) {
                     rows.extend(self.read(
                         graph,
                         Images::Float32(&portion),
@@ -254,12 +283,12 @@ impl Classifier {
                 values.clear();
             }
             Held::Bytes(bytes) => {
-                let shape = |bytes: usize| match self.metadata {
+                let axes = |bytes: usize| match self.metadata {
                     Some(_) => [bytes / self.reading.spec.values(), side, side, 3],
                     None => self.reading.spec.shape(bytes / self.reading.spec.values()),
                 };
-                for (portion, images) in portions(bytes, self.reading.spec.values(), self.reading.fixed_batch.unwrap_or(images)) {
-                    rows.extend(self.read(graph, Images::Uint8(&portion), shape(portion.len()), images)?);
+                for (portion, images) in shape.portions(bytes, self.reading.spec.values()) {
+                    rows.extend(self.read(graph, Images::Uint8(&portion), axes(portion.len()), images)?);
                 }
                 bytes.clear();
             }

@@ -23,16 +23,19 @@ pub enum DeployError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file is a model, and not one that was exported.
-    #[error(
-        "{0}: this model says nothing of classes or preprocessing (no metadata of tlpipe's): give a file that tlpipe export wrote"
-    )]
-    Foreign(String),
     /// What was asked for cannot be made of these parts.
     #[error("{origin}: {reason}")]
     Refused {
         /// The backbone.
         origin: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A version of the standard operators that the variant cannot be written in.
+    #[error("--opset {asked}: {reason}")]
+    Opset {
+        /// What was asked for.
+        asked: i64,
         /// Why not, and what to do.
         reason: String,
     },
@@ -132,6 +135,13 @@ pub enum DeployError {
     /// A worker thread ended without an answer.
     #[error("a worker thread stopped unexpectedly")]
     Worker,
+}
+
+impl DeployError {
+    /// Whether the user asked for something that cannot be, rather than something having failed.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Known(_) | Self::Opset { .. })
+    }
 }
 
 impl From<Lost> for DeployError {

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::DeployError;
 use super::classifier::{Hints, Reading, Scores};
+use super::{DeployError, LABELS};
 use crate::assets::Located;
 use crate::extract::{expected_pixels, layout};
 use crate::image::{ImageSpec, Resize, Views};
@@ -74,7 +74,7 @@ fn scores(graph: &GraphProto, output: &str) -> Scores {
     Scores::Logits
 }
 
-/// Names of so many classes: the user's, those of a `labels.txt` beside the model that fits, else their numbers.
+/// Names of so many classes: the user's, those of a `NAME.labels.txt` or `labels.txt` beside the model that fits, else their numbers.
 ///
 /// # Errors
 /// When the user's cannot be read, or are not as many.
@@ -98,8 +98,9 @@ pub(super) fn class_names(
         }
         return Ok(names);
     }
-    let beside = model.with_file_name("labels.txt");
-    if let Some(names) = fs::read_to_string(&beside).ok().map(names).filter(|names| names.len() == classes) {
+    let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+    let beside = [format!("{stem}.{LABELS}"), LABELS.to_owned()].map(|name| fs::read_to_string(model.with_file_name(name)));
+    if let Some(names) = beside.into_iter().flatten().map(names).find(|names| names.len() == classes) {
         return Ok(names);
     }
     assumptions.push(format!(
@@ -145,6 +146,9 @@ mod tests {
         assert_eq!(names(&Hints::default()).unwrap(), ["0", "1"]);
         fs::write(&labels, "cat\ndog, wolf\n").unwrap();
         assert_eq!(names(&Hints::default()).unwrap(), ["cat", "dog, wolf"]);
+        // Where two models share a folder, the second one's.
+        fs::write(folder.path().join("m.labels.txt"), "fox\nhen\n").unwrap();
+        assert_eq!(names(&Hints::default()).unwrap(), ["fox", "hen"]);
         let other = folder.path().join("other.txt");
         fs::write(&other, "a\nb\nc\n").unwrap();
         let said = names(&Hints { labels: Some(other), ..Hints::default() }).unwrap_err().to_string();

@@ -4,7 +4,7 @@ use super::metadata::{CLASS_INDEX, IMAGE, InputKind, InputRecord, PROBABILITIES}
 use super::{DeployError, preprocess};
 use crate::head::{Head, Standardization};
 use crate::image::{ImageSpec, Layout, Window};
-use crate::onnx::{self, Around, Axis, EMBEDDING, Element, Model, PortSpec, Setting, Writer};
+use crate::onnx::{self, Around, Axis, EMBEDDING, Element, Model, OnnxError, PortSpec, Setting, Writer};
 use crate::store::{Dtype, Segment, Transform};
 
 /// The graph's tensor `[N, D]` of the features that the head sees.
@@ -72,7 +72,8 @@ pub fn merge(parts: &Parts<'_>, options: &MergeOptions) -> Result<(Model, InputR
     }
     let least = if options.input == InputKind::Uint8 || views > 1 { OPSET } else { PLAIN_OPSET };
     if let Some(asked) = options.opset.filter(|&asked| asked < least) {
-        return Err(refuse(format!("--opset {asked}: this variant needs operators of version {least} at least")));
+        let reason = format!("this variant needs operators of version {least} at least");
+        return Err(DeployError::Opset { asked, reason });
     }
     let opset = options.opset.unwrap_or_else(|| backbone.opset().max(least));
 
@@ -118,7 +119,11 @@ pub fn merge(parts: &Parts<'_>, options: &MergeOptions) -> Result<(Model, InputR
         ],
         opset,
     };
-    Ok((onnx::attach(backbone, around)?, record))
+    let merged = onnx::attach(backbone, around).map_err(|error| match (options.opset, error) {
+        (Some(asked), error @ OnnxError::Version { .. }) => DeployError::Opset { asked, reason: error.to_string() },
+        (_, other) => other.into(),
+    })?;
+    Ok((merged, record))
 }
 
 /// From the row of features of each view to the outputs.

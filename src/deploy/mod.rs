@@ -21,7 +21,7 @@ pub mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use card::{CARD, Card, LABELS, label_lines};
+pub use card::{Beside, CARD, Card, LABELS, label_lines};
 pub use classifier::{Classifier, Hints, Loader, Opening};
 pub use error::DeployError;
 pub use integers::in_integers;

@@ -254,6 +254,11 @@ impl Comparison {
         self.worst.truncate(LOOKED_AT);
     }
 
+    /// Images so far.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
     /// What came of it.
     pub fn finish(&self, split: &str, bound: Bound) -> Parity {
         Parity {

@@ -8,13 +8,17 @@
 //! numbers of at most 15 bits, as Pillow and `fast_image_resize` have them), each rounded to bytes. ONNX's `Resize` does neither the
 //! rounding in between nor parts of an image, and differs from one runtime to the next; sums of products of small whole numbers do
 //! not. They are exact in float32 until an image is shrunk to less than a quarter, and after that a byte in some thousand may differ by
-//! one. The weights follow from the size of the image, so they are worked out in the graph.
+//! one. The weights follow from the size of the image, so they are worked out in the graph. A triangle is narrow beside a photograph,
+//! and all weights outside it are zero: columns are made in strips, each from the part of the image that it shows.
 
 use crate::image::{ChannelOrder, ImageSpec, Layout, Resize, View, Window};
 use crate::onnx::{Element, InputType, Setting, Writer};
 
 /// Bits of the largest weight.
 const WEIGHT_BITS: u32 = 15;
+/// Strips of the answer that are made one by one, each from a little more than its share of the image. More would cost small images
+/// more than they save large ones.
+const STRIPS: u32 = 4;
 /// Most binary digits that weights have behind the point.
 const MOST_DIGITS: u32 = 21;
 
@@ -98,14 +102,12 @@ pub(super) fn from_bytes(writer: &mut Writer, image: &str, spec: &ImageSpec, tak
         let size = writer.node("Reshape", &[&size, &none], &[]);
         writer.cast(&size, Element::Float64)
     });
-    let planes = writer.node("Transpose", &[image], &[Setting::Ints("perm", &[0, 3, 1, 2])]);
-    let planes = writer.cast(&planes, Element::Float32);
     let windows: Vec<Window> = std::iter::once(Window::Whole).chain(spec.views.parts()).collect();
     let resized: Vec<(Window, String)> = windows
         .into_iter()
         .map(|window| {
             let [rows, columns] = lines(writer, spec, window, &height, &width);
-            let narrow = resize_rows(writer, spec.side, &planes, &columns);
+            let narrow = resize_rows(writer, spec.side, image, &columns);
             (window, resize_columns(writer, spec.side, &narrow, &rows))
         })
         .collect();
@@ -314,6 +316,9 @@ fn padded_part(writer: &mut Writer, Frame { side, share, long: square }: &Frame,
 struct Weights {
     values: String,
     unit: String,
+    /// Of each pixel of the answer, `[side, 1]` of float64: the middle of its triangle in pixels of the image, and half its width.
+    center: String,
+    width: String,
 }
 
 fn weights(writer: &mut Writer, side: u32, line: &Line) -> Weights {
@@ -365,20 +370,60 @@ fn weights(writer: &mut Writer, side: u32, line: &Line) -> Weights {
     let whole = writer.mul(&shares, &unit);
     let whole = writer.add(&whole, &half);
     let whole = writer.floor(&whole);
-    Weights { values: writer.cast(&whole, Element::Float32), unit: writer.cast(&unit, Element::Float32) }
+    Weights { values: writer.cast(&whole, Element::Float32), unit: writer.cast(&unit, Element::Float32), center, width }
 }
 
-/// `[N, 3, H, W]` to `[N, 3, H, side]`.
-fn resize_rows(writer: &mut Writer, side: u32, planes: &str, line: &Line) -> String {
-    let Weights { values, unit } = weights(writer, side, line);
+/// Bytes `[N, H, W, 3]` to `[N, 3, H, side]`.
+fn resize_rows(writer: &mut Writer, side: u32, image: &str, line: &Line) -> String {
+    let Weights { values, unit, center, width } = weights(writer, side, line);
     let turned = writer.node("Transpose", &[&values], &[Setting::Ints("perm", &[1, 0])]);
-    let sums = writer.op("MatMul", &[planes, &turned]);
+    // The first pixel of the image that each of the answer's shows, and the one behind the last; within the image, and at least one.
+    let [zero, one] = [0.0, 1.0].map(|value| writer.double(value));
+    let last = writer.sub(&line.length, &one);
+    let from = writer.sub(&center, &width);
+    let from = writer.floor(&from);
+    let from = writer.max(&from, &zero);
+    let from = writer.min(&from, &last);
+    let to = writer.add(&center, &width);
+    let to = writer.floor(&to);
+    let to = writer.add(&to, &one);
+    let least = writer.add(&from, &one);
+    let to = writer.max(&to, &least);
+    let to = writer.min(&to, &line.length);
+    let [from, to] = [from, to].map(|bound| writer.cast(&bound, Element::Int64));
+    let [axis_of_columns, axis_of_rows, axis_of_strips, flat] = [2, 0, 1, -1].map(|value| writer.integers(&[value]));
+    let bounds = |strip: u32| i64::from(side) * i64::from(strip) / i64::from(STRIPS.min(side));
+    let strips: Vec<String> = (0..STRIPS.min(side))
+        .map(|strip| {
+            let (first, end) = (bounds(strip), bounds(strip + 1));
+            let at = |writer: &mut Writer, bound: &str, pixel: i64| {
+                let pixel = writer.integers(&[pixel]);
+                let found = writer.node("Gather", &[bound, &pixel], &[Setting::Int("axis", 0)]);
+                writer.node("Reshape", &[&found, &flat], &[])
+            };
+            let (start, stop) = (at(writer, &from, first), at(writer, &to, end - 1));
+            let part = writer.op("Slice", &[image, &start, &stop, &axis_of_columns]);
+            let planes = writer.node("Transpose", &[&part], &[Setting::Ints("perm", &[0, 3, 1, 2])]);
+            let planes = writer.cast(&planes, Element::Float32);
+            let [first, end] = [first, end].map(|bound| writer.integers(&[bound]));
+            let of_strip = writer.op("Slice", &[&turned, &first, &end, &axis_of_strips]);
+            let of_strip = writer.op("Slice", &[&of_strip, &start, &stop, &axis_of_rows]);
+            writer.op("MatMul", &[&planes, &of_strip])
+        })
+        .collect();
+    let sums = match strips.as_slice() {
+        [only] => only.clone(),
+        many => writer.node("Concat", &many.iter().map(String::as_str).collect::<Vec<_>>(), &[Setting::Int("axis", 3)]),
+    };
+    // Who infers shapes does not see through parts of unknown length.
+    let shape = writer.integers(&[0, 3, 0, i64::from(side)]);
+    let sums = writer.node("Reshape", &[&sums, &shape], &[]);
     to_bytes(writer, &sums, &unit)
 }
 
 /// `[N, 3, H, side]` to `[N, 3, side, side]`.
 fn resize_columns(writer: &mut Writer, side: u32, narrow: &str, line: &Line) -> String {
-    let Weights { values, unit } = weights(writer, side, line);
+    let Weights { values, unit, .. } = weights(writer, side, line);
     let sums = writer.op("MatMul", &[&values, narrow]);
     to_bytes(writer, &sums, &unit)
 }

@@ -4,11 +4,12 @@ use ndarray::Array2;
 
 use super::preprocess::{RESIZED, TENSOR};
 use super::*;
+use crate::extract::{cut_segments, stored};
 use crate::head::{Head, Standardization, Weights};
 use crate::image::{ChannelOrder, ImageSpec, Layout, PixelFormat, PixelTable, Resize, Resizer, RgbImage, Views, Window, mirror};
 use crate::onnx::{self, Layers, Model, networks};
 use crate::runtime::{Answer, Compute, Graph, Images, Runtime, SessionOptions};
-use crate::store::{Dtype, Segment, Transform};
+use crate::store::{Dtype, KeyParts, Segment, Transform};
 
 fn runtime() -> Option<Runtime> {
     crate::runtime::tests::runtime()
@@ -31,8 +32,7 @@ fn cut(network: &Model, layers: &Layers) -> (Model, Vec<Segment>) {
     let place = onnx::find_cut(network, None).unwrap();
     let segments = onnx::segments(network, &place, layers).unwrap();
     let cut = onnx::cut_segments(network, &segments).unwrap();
-    let own = segments.into_iter().map(|onnx::Segment { tensor, offset, width }| Segment { tensor, offset, width });
-    (cut, own.collect())
+    (cut, stored(segments))
 }
 
 fn head(features: usize, standardized: bool, transform: Transform) -> Head {
@@ -43,7 +43,11 @@ fn head(features: usize, standardized: bool, transform: Transform) -> Head {
         std: (0..features).map(|at| 0.5 + (at % 3) as f32).collect(),
     };
     let classes = ["a", "b", "c"].map(str::to_owned).to_vec();
-    Head::new(weights, standardized.then_some(standardization), classes).unwrap().with_store("key", transform)
+    Head::new(weights, standardized.then_some(standardization), classes).unwrap().with_store(&key(), transform)
+}
+
+fn key() -> KeyParts {
+    super::metadata::tests::metadata().store_key.parts
 }
 
 /// The pipeline's own view of an image, as bytes.
@@ -243,11 +247,7 @@ fn tensors_without_weight_are_left_out_and_the_answers_stay() {
     let (kept, small) = used(&budget, &segments).unwrap().unwrap();
     assert_eq!(kept.len(), 2);
     assert_eq!(kept[1].offset, kept[0].width);
-    let of: Vec<onnx::Segment> = kept
-        .iter()
-        .map(|Segment { tensor, offset, width }| onnx::Segment { tensor: tensor.clone(), offset: *offset, width: *width })
-        .collect();
-    let part = onnx::cut_segments(&whole, &of).unwrap();
+    let part = cut_segments(&whole, &kept).unwrap();
     assert!(part.proto().graph.as_ref().unwrap().node.len() * 2 < whole.proto().graph.as_ref().unwrap().node.len());
     let spec = spec(32, Resize::Squash, PixelFormat::IMAGENET, "identity,hflip");
     let (model, _) = merge(

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::assets::{AssetError, Located};
@@ -41,7 +42,7 @@ pub enum BackboneError {
 }
 
 /// Pixel values that backbones are trained on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PixelScale {
     /// x / 127.5 - 1.
@@ -73,6 +74,20 @@ pub(crate) fn layout(layout: onnx::Layout) -> Layout {
         onnx::Layout::Nchw => Layout::Nchw,
         onnx::Layout::Nhwc => Layout::Nhwc,
     }
+}
+
+/// Segments as the feature store records them.
+pub(crate) fn stored(segments: Vec<onnx::Segment>) -> Vec<Segment> {
+    segments.into_iter().map(|onnx::Segment { tensor, offset, width }| Segment { tensor, offset, width }).collect()
+}
+
+/// A network cut behind segments as the feature store records them.
+///
+/// # Errors
+/// When it has no such tensors.
+pub(crate) fn cut_segments(model: &Model, segments: &[Segment]) -> Result<Model, OnnxError> {
+    let own = |Segment { tensor, offset, width }: Segment| onnx::Segment { tensor, offset, width };
+    onnx::cut_segments(model, &segments.iter().cloned().map(own).collect::<Vec<_>>())
 }
 
 /// The pixels that a network expects: what `scale` says, else its card, else its graph; and what had to be assumed.
@@ -175,10 +190,7 @@ impl Backbone {
             model: without_top.to_bytes(),
             cut: place,
             layers: layers.clone(),
-            segments: segments
-                .into_iter()
-                .map(|onnx::Segment { tensor, offset, width }| Segment { tensor, offset, width })
-                .collect(),
+            segments: stored(segments),
             native_side: card.map(|card| card.side).or(declared.side),
             fixed_side: input.side,
             fixed_batch: input.batch().and_then(|batch| usize::try_from(batch).ok()),
@@ -260,6 +272,11 @@ impl Backbone {
     /// What neither a card nor the graph says and was assumed.
     pub fn assumptions(&self) -> &[String] {
         &self.assumptions
+    }
+
+    /// The only side that it takes, pixels, if it is so.
+    pub fn fixed_side(&self) -> Option<u32> {
+        self.fixed_side
     }
 
     /// Refuses an image size that the network does not take.

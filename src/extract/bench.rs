@@ -167,7 +167,8 @@ fn whole_batches(plan: &Plan<'_>) -> Result<Vec<Bytes>, ExtractError> {
     let images = IMAGES.next_multiple_of(plan.network.batch);
     let sample = sample::take(plan, images)?;
     if sample.is_empty() {
-        return Err(ExtractError::NothingUsable(plan.dataset.splits().iter().map(|split| split.rows).sum()));
+        let images = plan.dataset.splits().iter().map(|split| split.rows).sum();
+        return Err(ExtractError::NothingUsable { images, table: None });
     }
     Ok(sample.iter().cycle().take(images).cloned().collect())
 }

@@ -34,6 +34,8 @@ pub struct Plan<'a> {
     pub dtype: Dtype,
     /// Where the features go.
     pub features: PathBuf,
+    /// Where who reads of images that could not be used finds their table, `quarantine.parquet`.
+    pub quarantine: PathBuf,
     /// Make the features anew, whatever is there; what is there stands until they are finished.
     pub rebuild: bool,
     /// The part of the images that is looked at.
@@ -162,7 +164,8 @@ pub fn extract_beside(
     let extraction = tally.finish(plan, runtime, ran_on, started.elapsed().as_secs_f64(), removed);
     let looked_at = usable + extraction.quarantined;
     let manifest = writer.finish(extraction)?;
-    if usable == 0 { Err(ExtractError::NothingUsable(looked_at)) } else { Ok(Ended::Finished(Box::new(manifest))) }
+    let nothing = || ExtractError::NothingUsable { images: looked_at, table: Some(plan.quarantine.clone()) };
+    if usable == 0 { Err(nothing()) } else { Ok(Ended::Finished(Box::new(manifest))) }
 }
 
 /// How far the reader came.

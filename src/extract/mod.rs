@@ -16,12 +16,14 @@ pub(crate) mod worker;
 
 use std::path::PathBuf;
 
+#[cfg(test)]
+pub(crate) use backbone::stored;
 pub use backbone::{Backbone, BackboneError, PixelScale};
-pub(crate) use backbone::{expected_pixels, layout};
+pub(crate) use backbone::{cut_segments, expected_pixels, layout};
 pub use bench::{Bench, Effort, bench};
 pub use engine::{Ended, Plan, Taker, extract, extract_beside};
 pub use network::Network;
-pub(crate) use network::{portions, say_where, sessions, suited_batch, try_out};
+pub(crate) use network::{Shape, say_where, sessions, suited_batch, try_out};
 pub use slice::{NoSlice, Slice};
 
 use crate::dataset::DatasetError;
@@ -96,8 +98,16 @@ pub enum ExtractError {
     #[error("a worker thread stopped unexpectedly; what was recorded is kept, go on with the same command")]
     Worker,
     /// Not one image of the source could be used.
-    #[error("none of the {0} images could be used; quarantine.parquet in the feature store says why for each")]
-    NothingUsable(usize),
+    #[error(
+        "none of the {images} images could be used; {}",
+        table.as_ref().map_or_else(|| "tlpipe extract says why for each".to_owned(), |table| format!("{} says why for each", table.display()))
+    )]
+    NothingUsable {
+        /// How many there are.
+        images: usize,
+        /// The table of reasons.
+        table: Option<PathBuf>,
+    },
 }
 
 impl From<flow::Lost> for ExtractError {

@@ -96,20 +96,13 @@ pub(crate) fn try_out(network: &Network<'_>, session: &Session) -> Result<(), Ex
     }
 }
 
-/// Features of a batch, row-major `[images, D]`. A network of fixed batch size is fed in portions, the last one filled up. So is a
-/// card: ONNX Runtime plans every convolution anew when the shape of a batch changes, about half a second each time.
+/// Features of a batch, row-major `[images, D]`.
 pub(super) fn infer(network: &Network<'_>, session: &Session, tensor: &[f32], images: usize) -> Result<Vec<f32>, ExtractError> {
-    let always = network.backbone.fixed_batch().or_else(|| (!session.on_processor()).then_some(network.batch));
-    let mut features = match always {
-        None => session.run(tensor, network.spec.shape(images))?,
-        Some(batch) => {
-            let mut features = Vec::new();
-            for (portion, _) in portions(tensor, network.spec.values(), batch) {
-                features.extend(session.run(&portion, network.spec.shape(batch))?);
-            }
-            features
-        }
-    };
+    let shape = Shape { fixed: network.backbone.fixed_batch(), batch: network.batch, on_processor: session.on_processor() };
+    let mut features = Vec::new();
+    for (portion, _) in shape.portions(tensor, network.spec.values()) {
+        features.extend(session.run(&portion, network.spec.shape(portion.len() / network.spec.values()))?);
+    }
     let expected = network.backbone.width();
     if features.len() < images * expected || features.len() % expected != 0 {
         let model = network.backbone.file().to_path_buf();
@@ -119,22 +112,34 @@ pub(super) fn infer(network: &Network<'_>, session: &Session, tensor: &[f32], im
     Ok(features)
 }
 
-/// Batches of `batch` images, and how many of each are no filling: a network of fixed batch size takes nothing else.
-pub(crate) fn portions<T: Copy + Default>(
-    values: &[T],
-    image: usize,
-    batch: usize,
-) -> impl Iterator<Item = (Cow<'_, [T]>, usize)> {
-    let length = image * batch;
-    values.chunks(length.max(1)).map(move |portion| {
-        let images = portion.len() / image.max(1);
-        if portion.len() == length {
-            return (portion.into(), images);
-        }
-        let mut filled = portion.to_vec();
-        filled.resize(length, T::default());
-        (filled.into(), images)
-    })
+/// How many images go into a network at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Of a network that takes no other number.
+    pub(crate) fixed: Option<usize>,
+    /// As many as make a good batch.
+    pub(crate) batch: usize,
+    /// Whether the network runs on a processor.
+    pub(crate) on_processor: bool,
+}
+
+impl Shape {
+    /// Some images, one after the other, in portions of that many, and how many of each are no filling. A network of fixed batch size
+    /// takes nothing but whole portions. Nor is a card given anything else: ONNX Runtime plans every convolution anew when the shape of
+    /// a batch changes, about half a second each time. A processor takes as many as there are.
+    pub(crate) fn portions<T: Copy + Default>(self, values: &[T], image: usize) -> impl Iterator<Item = (Cow<'_, [T]>, usize)> {
+        let always = self.fixed.or((!self.on_processor).then_some(self.batch));
+        let length = always.map_or(values.len(), |images| image * images).max(1);
+        values.chunks(length).map(move |portion| {
+            let images = portion.len() / image.max(1);
+            if portion.len() == length {
+                return (portion.into(), images);
+            }
+            let mut filled = portion.to_vec();
+            filled.resize(length, T::default());
+            (filled.into(), images)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -142,10 +147,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_portion_is_filled_up() {
-        let found: Vec<_> = portions(&[1, 2, 3, 4, 5, 6], 2, 2).map(|(portion, images)| (portion.into_owned(), images)).collect();
-        assert_eq!(found, [(vec![1, 2, 3, 4], 2), (vec![5, 6, 0, 0], 1)]);
-        let whole: Vec<_> = portions(&[1, 2, 3], 1, 3).map(|(portion, images)| (portion.into_owned(), images)).collect();
-        assert_eq!(whole, [(vec![1, 2, 3], 3)]);
+    fn the_last_portion_is_filled_up_but_on_a_processor() {
+        let fed = |fixed, batch, on_processor, values: &[u8], image| -> Vec<(Vec<u8>, usize)> {
+            let shape = Shape { fixed, batch, on_processor };
+            shape.portions(values, image).map(|(portion, images)| (portion.into_owned(), images)).collect()
+        };
+        let six = [1, 2, 3, 4, 5, 6];
+        let filled = [(vec![1, 2, 3, 4], 2), (vec![5, 6, 0, 0], 1)];
+        assert_eq!(fed(Some(2), 8, true, &six, 2), filled, "a fixed batch size");
+        assert_eq!(fed(None, 2, false, &six, 2), filled, "a card");
+        assert_eq!(fed(None, 4, false, &six[..2], 2), [(vec![1, 2, 0, 0, 0, 0, 0, 0], 1)], "one image on a card");
+        assert_eq!(fed(Some(3), 2, false, &six[..3], 1), [(vec![1, 2, 3], 3)], "a fixed batch size on a card");
+        assert_eq!(fed(None, 2, true, &six, 2), [(six.to_vec(), 3)], "a processor");
+        assert_eq!(fed(None, 2, false, &[], 2), []);
     }
 }

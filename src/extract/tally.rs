@@ -112,13 +112,13 @@ impl<'a> Tally<'a> {
     ) -> Extraction {
         self.close();
         if self.quarantined > 0 {
-            let place = plan.features.join("quarantine.parquet");
+            // Where features are not kept, all images are.
+            let only = if plan.quarantine.starts_with(&plan.features) { ": only they are run" } else { "" };
             let text = format!(
-                "{} of {} images cannot be used: {} says why for each; mend or remove them and run the same command again: only they \
-                 are run",
+                "{} of {} images cannot be used: {} says why for each; mend or remove them and run the same command again{only}",
                 self.quarantined,
                 self.done(),
-                place.display()
+                plan.quarantine.display()
             );
             (self.observe)(Event::Warned(text));
         }

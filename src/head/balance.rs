@@ -1,7 +1,9 @@
 //! How much the rows of each class count.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -20,6 +22,8 @@ pub enum ClassWeights {
     Each(Vec<f64>),
 }
 
+/// Largest weight of a class.
+const MOST: f64 = 1e6;
 /// What may stand there.
 const EXPECTED: &str = "\"none\", \"balanced\" or a list of one number per class, such as [1.0, 2.5]";
 
@@ -28,7 +32,7 @@ impl ClassWeights {
     pub(super) fn is_valid(&self) -> bool {
         match self {
             Self::Each(weights) => {
-                weights.iter().all(|weight| (0.0..=1e6).contains(weight)) && weights.iter().any(|&weight| weight > 0.0)
+                weights.iter().all(|weight| (0.0..=MOST).contains(weight)) && weights.iter().any(|&weight| weight > 0.0)
             }
             Self::None | Self::Balanced => true,
         }
@@ -100,6 +104,27 @@ impl<'de> Deserialize<'de> for ClassWeights {
             }
         }
         deserializer.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for ClassWeights {
+    fn schema_name() -> Cow<'static, str> {
+        "ClassWeights".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "const": "none", "description": "Every row counts 1." },
+                { "const": "balanced", "description": "scikit-learn's rule: each class counts the same." },
+                {
+                    "type": "array",
+                    "items": { "type": "number", "minimum": 0, "maximum": MOST },
+                    "minItems": 1,
+                    "description": "One number for each class, in the order of the class list."
+                }
+            ]
+        })
     }
 }
 

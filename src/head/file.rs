@@ -5,8 +5,10 @@
 //! bias    F32 [K]
 //! mean    F32 [D]   only where features are standardized
 //! std     F32 [D]   as mean
-//! metadata  tlpipe.head = {"version": 1, "classes": ["cat", …], "store_key": "…", "transform": "sqrt"}
+//! metadata  tlpipe.head = {"version": 1, "classes": ["cat", …], "store_key": "…", "store": {"backbone": "…", …}, "transform": "sqrt"}
 //! ```
+//!
+//! `store_key` is the hash of `store`, the parts of the feature store's key; files of earlier versions have the hash alone.
 //!
 //! One metadata entry, because `safetensors` writes several in no particular order and the same head must give the same bytes.
 
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Head, HeadError, Standardization, Weights};
 use crate::run::RunDir;
-use crate::store::Transform;
+use crate::store::{KeyParts, Transform};
 
 /// Version of the file; another version is refused.
 const VERSION: u32 = 1;
@@ -33,6 +35,8 @@ struct Metadata {
     version: u32,
     classes: Vec<String>,
     store_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    store: Option<KeyParts>,
     #[serde(default, skip_serializing_if = "Transform::is_none")]
     transform: Transform,
 }
@@ -76,7 +80,8 @@ impl Head {
         });
         let views: Vec<_> = views.collect::<Result<_, _>>()?;
         let (classes, store_key) = (self.classes().to_vec(), self.store_key().to_owned());
-        let metadata = Metadata { version: VERSION, classes, store_key, transform: self.transform() };
+        let (store, transform) = (self.store_parts().cloned(), self.transform());
+        let metadata = Metadata { version: VERSION, classes, store_key, store, transform };
         let metadata = serde_json::to_string(&metadata).map_err(|error| text(&error))?;
         serialize(views, Some(HashMap::from([(ENTRY.to_owned(), metadata)]))).map_err(|error| text(&error))
     }
@@ -108,7 +113,11 @@ impl Head {
             None
         };
         let head = Self::new(weights, standardization, metadata.classes).map_err(|error| error.to_string())?;
-        Ok(head.with_store(metadata.store_key, metadata.transform))
+        match metadata.store {
+            Some(parts) if parts.key() != metadata.store_key => Err("the features' key is not that of its parts".to_owned()),
+            Some(parts) => Ok(head.with_store(&parts, metadata.transform)),
+            None => Ok(head.with_key(metadata.store_key, metadata.transform)),
+        }
     }
 }
 
@@ -135,6 +144,8 @@ pub(super) fn values(tensors: &SafeTensors<'_>, name: &str, rank: usize) -> Resu
 mod tests {
     use ndarray::array;
 
+    use crate::store::fixture::parts;
+
     use super::*;
 
     fn head(standardized: bool) -> Head {
@@ -143,7 +154,22 @@ mod tests {
         let classes = vec!["chat \"noir\"".to_owned(), "犬".to_owned()];
         Head::new(weights, standardized.then_some(standardization), classes)
             .unwrap()
-            .with_store("a key", if standardized { Transform::Sqrt } else { Transform::None })
+            .with_store(&parts(), if standardized { Transform::Sqrt } else { Transform::None })
+    }
+
+    #[test]
+    fn a_head_of_before_there_were_parts_is_read_and_parts_of_another_key_are_not() {
+        let head = head(false).with_key("a key".to_owned(), Transform::None);
+        let bytes = head.to_bytes().unwrap();
+        assert!(!String::from_utf8_lossy(&bytes).contains("\\\"store\\\""));
+        let read = Head::from_bytes(&bytes).unwrap();
+        assert_eq!((read.store_key(), read.store_parts()), ("a key", None));
+        assert_eq!(read, head);
+        let mut bytes = self::head(false).to_bytes().unwrap();
+        let key = parts().key();
+        let at = bytes.windows(key.len()).position(|window| window == key.as_bytes()).unwrap();
+        bytes[at..at + key.len()].fill(b'0');
+        assert!(Head::from_bytes(&bytes).unwrap_err().contains("not that of its parts"));
     }
 
     #[test]

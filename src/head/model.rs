@@ -6,7 +6,7 @@ use super::dense::{BLOCK_ROWS, Dense};
 use super::features::Features;
 use super::{HeadError, Standardization, Weights};
 use crate::evaluate::{argmax, softmax};
-use crate::store::Transform;
+use crate::store::{KeyParts, Transform};
 
 /// A fitted softmax head: `logits = standardized(x) · kernel + bias`. Its parts fit each other and are finite.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,7 @@ pub struct Head {
     standardization: Option<Standardization>,
     classes: Vec<String>,
     store_key: String,
+    store_parts: Option<KeyParts>,
     transform: Transform,
 }
 
@@ -46,7 +47,7 @@ impl Head {
         if !weights.kernel.iter().chain(&weights.bias).all(is_fine) || !standardization_is_fine {
             return Err(HeadError::Unusable);
         }
-        Ok(Self { weights, standardization, classes, store_key: String::new(), transform: Transform::None })
+        Ok(Self { weights, standardization, classes, store_key: String::new(), store_parts: None, transform: Transform::None })
     }
 
     /// The head that sees some of the features alone, in this order; the others must have no weight for its answers to be the same.
@@ -62,17 +63,20 @@ impl Head {
         let some = |values: &[f32]| features.iter().map(|&feature| values[feature]).collect();
         let standardization = self.standardization.as_ref();
         let standardization = standardization.map(|found| Standardization { mean: some(&found.mean), std: some(&found.std) });
-        let head = Self::new(weights, standardization, self.classes.clone())?;
-        Ok(head.with_store(self.store_key.clone(), self.transform))
+        let Self { store_key, store_parts, transform, .. } = self.clone();
+        Ok(Self { store_key, store_parts, transform, ..Self::new(weights, standardization, self.classes.clone())? })
     }
 
     /// Says which feature store the head was fitted on, and what was done to its values as they were read. The head does not do it:
     /// the features that it is given have been read so.
     #[must_use]
-    pub fn with_store(mut self, key: impl Into<String>, transform: Transform) -> Self {
-        self.store_key = key.into();
-        self.transform = transform;
-        self
+    pub fn with_store(self, parts: &KeyParts, transform: Transform) -> Self {
+        Self { store_key: parts.key(), store_parts: Some(parts.clone()), transform, ..self }
+    }
+
+    /// The same of a head that was written before heads knew the parts of the key.
+    pub(super) fn with_key(self, store_key: String, transform: Transform) -> Self {
+        Self { store_key, store_parts: None, transform, ..self }
     }
 
     /// What is done to each value of a view's features before views are averaged and the head sees them.
@@ -103,6 +107,11 @@ impl Head {
     /// Key of the feature store that the head was fitted on; empty where it was fitted on no store.
     pub fn store_key(&self) -> &str {
         &self.store_key
+    }
+
+    /// The parts of that key; none where it was fitted on no store, or by a tlpipe that did not record them.
+    pub fn store_parts(&self) -> Option<&KeyParts> {
+        self.store_parts.as_ref()
     }
 
     /// Logits `[N, K]` of features `[N, D]`, in parallel over blocks of rows; the same bits on any number of threads.

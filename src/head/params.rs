@@ -1,13 +1,14 @@
 use std::fmt;
 
 use linfa::ParamGuard;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ClassWeights, HeadError, Neighbours, Rule, Schedule};
 use crate::store::Transform;
 
 /// How the weights are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Solver {
     /// Minibatches with Adam, to the letter of Keras: the guide's recipe.
@@ -43,7 +44,7 @@ impl fmt::Display for Solver {
 const MOST_NEIGHBOURS: usize = 1000;
 
 /// Which rows are held out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HoldOut {
     /// The last rows, in order: Keras' rule.
@@ -75,7 +76,7 @@ impl fmt::Display for HoldOut {
 
 /// What a head is fitted on where images were seen in several views. What is held out and what is scored is always their mean,
 /// on which a linear head gives the mean of the logits that it would give to each view.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ViewUse {
     /// The mean over the views of an image: a row an image.
@@ -86,23 +87,28 @@ pub enum ViewUse {
 }
 
 /// Settings of a head: the `[head]` table of a pipeline. [`ParamGuard::check`] turns them into [`HeadValidParams`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeadParams {
     /// How the weights are found.
     pub solver: Solver,
     /// Passes over the training rows (`adam`); at least 1.
+    #[schemars(range(min = 1))]
     pub epochs: usize,
     /// Rows of a step (`adam`); at least 1.
+    #[schemars(range(min = 1))]
     pub batch_size: usize,
     /// Step size (`adam`); above 0.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub learning_rate: f64,
     /// Share of the labelled rows that is held out, 0 (none) to below 1.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub validation_split: f64,
     /// Which rows are held out; left open, the source decides.
     pub split: Option<HoldOut>,
     /// What belongs together under `grouped`: `folder` (the folder of the id; where it is left open), or a text: then the id
     /// up to the text's first occurrence.
+    #[schemars(length(min = 1))]
     pub group: Option<String>,
     /// Seed of the initial weights and of the order of the rows (`adam`), and of `random` and `grouped` hold-outs.
     pub seed: u64,
@@ -111,40 +117,52 @@ pub struct HeadParams {
     /// Strength of L2: `l2 / 2 * sum(kernel²)` is added to the mean loss that is minimized (cross-entropy; `ridge` half the
     /// squared error), not to the loss that is reported; 0 to 1e6. Left open: `adam` 0; `lbfgs` and `linfa` 1e-2; `ridge` chooses
     /// by leaving each row out, and of more than 2,048 features by the rows held out.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub l2: Option<f64>,
     /// Iterations after which `lbfgs` and `linfa` stop; at least 1. Left open: `lbfgs` 1,000, `linfa` 100.
+    #[schemars(range(min = 1))]
     pub max_iterations: Option<u64>,
     /// When `lbfgs` is done, above 0: no entry of the objective's gradient is larger, and its value is at most three times this
     /// share above the least one. Left open: 3e-5.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub tolerance: Option<f64>,
     /// Whether features are standardized over the training rows. Left open: `adam` no, `lbfgs` yes; `linfa` and `ridge` always
     /// do.
     pub standardize: Option<bool>,
     /// Decoupled weight decay (`adam`; AdamW, Loshchilov & Hutter, 2019), as Keras' `AdamW`: each step takes
     /// `rate * weight_decay` of the kernel away, the bias is spared; 0 to 100. Left open, 0.
+    #[schemars(range(min = 0, max = 100))]
     pub weight_decay: Option<f64>,
     /// Label smoothing (`adam`, `lbfgs`): share of the asked-for probability that is spread over all classes, 0 to below 1. Left open, 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing: Option<f64>,
     /// Share of the features that is dropped anew for each row and epoch of training (`adam`), 0 to below 1; the rest is scaled
     /// up. Left open, 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub dropout: Option<f64>,
     /// What the rows of each class count (`adam`, `lbfgs`). Left open, all the same.
     pub class_weights: Option<ClassWeights>,
     /// How the learning rate changes from step to step (`adam`). Left open, it does not.
     pub schedule: Option<Schedule>,
     /// Share of all planned steps over which the learning rate climbs to its full value (`adam`), 0 to below 1. Left open, 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub warmup: Option<f64>,
     /// Epochs between two drops of the learning rate (`schedule = "step"`); at least 1. Left open, a third of `epochs`.
+    #[schemars(range(min = 1))]
     pub step_epochs: Option<usize>,
     /// What the learning rate is multiplied with at a drop (`schedule = "step"`), above 0 to 1. Left open, 0.1.
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 1))]
     pub step_factor: Option<f64>,
     /// Early stopping (`adam`): epochs without a lower `val_loss` after which the fit ends; at least 1. The head has the weights
     /// of the best epoch, whether or not the fit ended early. Left open, all epochs are run and the last one's weights kept.
+    #[schemars(range(min = 1))]
     pub patience: Option<usize>,
     /// By how much `val_loss` must fall to count as lower (with `patience`); at least 0. Left open, 0.
+    #[schemars(range(min = 0))]
     pub min_delta: Option<f64>,
     /// Features that the head may use (`ridge`), at least 1: those are kept whose deletion would cost the objective most. Left open,
     /// all.
+    #[schemars(range(min = 1))]
     pub budget: Option<usize>,
     /// Whether, once everything is chosen on the hold-out, the head is fitted again on all rows (`ridge`); the hold-out's scores
     /// stay those of the head that did not see it. Left open, no.
@@ -154,11 +172,14 @@ pub struct HeadParams {
     pub keep_statistics: Option<bool>,
     /// MiB that features may take in memory; at least 1. Above, `adam` reads them anew in each epoch, in another order, `lbfgs` in
     /// each iteration, and `ridge` a few times. Left open, half of the memory that is free.
+    #[schemars(range(min = 1))]
     pub memory: Option<u64>,
     /// Neighbours that vote in the baseline of the nearest neighbours; 1 to 1,000. Left open, 20, as in DINOv2. The head does not
     /// depend on it.
+    #[schemars(range(min = 1, max = MOST_NEIGHBOURS))]
     pub knn_k: Option<usize>,
     /// Temperature of their votes, above 0: one of cosine similarity `s` counts `exp(s / knn_temperature)`. Left open, 0.07.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub knn_temperature: Option<f64>,
     /// What is done to each value of the features as they are read: `none`, or `sqrt`, the square root of its magnitude with its
     /// sign, which suits pooled activations.

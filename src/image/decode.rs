@@ -32,7 +32,7 @@ pub fn decode_up_to(bytes: &[u8], max_pixels: u64) -> Result<RgbImage, ImageErro
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }
-    let format = ::image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat { start: start(bytes) })?;
+    let format = ::image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat { kind: kind(bytes) })?;
     let name = name(format);
     let whole = whole_as(bytes, format).unwrap_or(true);
     // The size limit is said even of a file that is cut short: its header is enough to refuse it.
@@ -149,13 +149,36 @@ fn name(format: ImageFormat) -> &'static str {
     }
 }
 
-/// The first bytes as a person can read them.
-fn start(bytes: &[u8]) -> String {
-    let start = &bytes[..bytes.len().min(12)];
-    match std::str::from_utf8(start) {
-        Ok(text) if !text.contains(char::is_control) => format!("{text:?}"),
-        _ => start.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
+/// What bytes that are no image seem to be. They are never quoted: whoever named the file may be somebody else than its owner.
+fn kind(bytes: &[u8]) -> &'static str {
+    const LOOKED_AT: usize = 512;
+    const MARKS: [(&[u8], &str); 7] = [
+        (b"version https://git-lfs", "a pointer of Git LFS, whose file was not fetched"),
+        (b"%PDF", "a PDF document"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"\x1f\x8b", "a gzip file"),
+        (b"PAR1", "a Parquet file"),
+        (b"<?xml", "XML, or an SVG drawing"),
+        (b"<svg", "an SVG drawing"),
+    ];
+    let start = &bytes[..bytes.len().min(LOOKED_AT)];
+    let text = start.trim_ascii_start();
+    if let Some((_, kind)) = MARKS.iter().find(|(mark, _)| text.starts_with(mark)) {
+        return kind;
     }
+    let is_page = ["<!doctype html", "<html"]
+        .iter()
+        .any(|mark| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes())));
+    if is_page {
+        return "a web page";
+    }
+    if start.get(4..8) == Some(b"ftyp") {
+        return "of the family of HEIC, AVIF and MP4";
+    }
+    // A letter may be cut in two at the end of what is looked at.
+    let valid = start.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    let is_text = valid.len() + 3 >= start.len() && !valid.contains(|c: char| c.is_control() && !c.is_ascii_whitespace());
+    if is_text && !valid.is_empty() { "text" } else { "of no known kind" }
 }
 
 #[cfg(test)]
@@ -247,9 +270,17 @@ mod tests {
     fn what_is_no_image_says_so() {
         assert!(reason(b"").contains("empty"));
         let text = reason(b"not an image\n");
-        assert!(text.contains("not an image: it starts with \"not an image\""), "{text}");
-        let garbage = reason(&[0x13, 0x37, 0xfe, 0x00, 0x99]);
-        assert!(garbage.contains("13 37 fe 00 99"), "{garbage}");
+        assert!(text.contains("not an image: it is text"), "{text}");
+        for (bytes, kind) in [
+            (&[0x13, 0x37, 0xfe, 0x00, 0x99][..], "of no known kind"),
+            (b"root:x:0:0:root\n", "text"),
+            (b"\n<!DOCTYPE HTML>secret", "a web page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+            (b"%PDF-1.7", "a PDF"),
+        ] {
+            let said = reason(bytes);
+            assert!(said.contains(kind) && !said.contains("root") && !said.contains("secret"), "{said}");
+        }
         let other = reason(b"\0\0\0\x1cftypavif\0\0\0\0");
         assert!(other.contains("AVIF") || other.contains("not"), "{other}");
     }

@@ -41,10 +41,10 @@ pub enum ImageError {
     #[error("the file is empty (0 bytes)")]
     Empty,
     /// The first bytes are those of no format that is read.
-    #[error("not an image: it starts with {start}; JPEG, PNG, WebP, BMP, GIF, TIFF and PNM are read")]
+    #[error("not an image: it is {kind}; JPEG, PNG, WebP, BMP, GIF, TIFF and PNM are read")]
     UnknownFormat {
-        /// The first bytes, printable.
-        start: String,
+        /// What it seems to be.
+        kind: &'static str,
     },
     /// The file ends before the image does.
     #[error("truncated {format}: the file ends before the image does")]

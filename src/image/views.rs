@@ -1,9 +1,11 @@
 //! Views of an image: itself, mirrored, parts of it. The network sees each by itself.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::{ImageError, RgbImage};
@@ -70,6 +72,10 @@ impl View {
     pub const IDENTITY: Self = Self { window: Window::Whole, mirrored: false };
     /// The image mirrored.
     pub const HFLIP: Self = Self { window: Window::Whole, mirrored: true };
+
+    fn all() -> impl Iterator<Item = Self> {
+        Window::ALL.into_iter().flat_map(|window| [false, true].map(|mirrored| Self { window, mirrored }))
+    }
 }
 
 impl fmt::Display for View {
@@ -86,8 +92,7 @@ impl FromStr for View {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self, ImageError> {
-        let views = Window::ALL.into_iter().flat_map(|window| [false, true].map(|mirrored| Self { window, mirrored }));
-        views.into_iter().find(|view| view.to_string() == text).ok_or_else(|| ImageError::UnknownName {
+        Self::all().find(|view| view.to_string() == text).ok_or_else(|| ImageError::UnknownName {
             what: "view",
             found: text.to_owned(),
             allowed: "identity, hflip, center, top-left, top-right, bottom-left, bottom-right; each part mirrored too, as center-hflip",
@@ -166,6 +171,22 @@ impl TryFrom<Vec<View>> for Views {
 impl From<Views> for Vec<View> {
     fn from(views: Views) -> Self {
         views.0
+    }
+}
+
+impl JsonSchema for Views {
+    fn schema_name() -> Cow<'static, str> {
+        "Views".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let names: Vec<String> = View::all().map(|view| view.to_string()).collect();
+        json_schema!({
+            "type": "array",
+            "items": { "enum": names },
+            "contains": { "const": View::IDENTITY.to_string() },
+            "uniqueItems": true
+        })
     }
 }
 

@@ -1,9 +1,11 @@
 //! The setting `layers`: which tensors make a feature row, and the segments of the row that come of it.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -96,6 +98,29 @@ impl<'de> Deserialize<'de> for Layers {
             }
         }
         deserializer.deserialize_any(Words)
+    }
+}
+
+impl JsonSchema for Layers {
+    fn schema_name() -> Cow<'static, str> {
+        "Layers".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "const": "pooled", "description": "The tensor before the classifier." },
+                { "const": "multi", "description": "Feature maps of many depths, as many as keep a row at 8,192 values." },
+                { "const": "multi-all", "description": "Feature maps of every depth." },
+                { "type": "string", "minLength": 1, "description": "Tensors by name or pattern, with commas between them." },
+                {
+                    "type": "array",
+                    "items": { "type": "string", "minLength": 1 },
+                    "minItems": 1,
+                    "description": "Tensors by name, or by patterns with *, ? and […]."
+                }
+            ]
+        })
     }
 }
 

@@ -17,9 +17,9 @@ use crate::store::Store;
 /// Shorter side of an image, as a share of the network's input, below which it is far too small.
 const SMALL: f64 = 0.5;
 /// Images to train on that a class should have.
-const FEW: usize = 20;
+pub(super) const FEW: usize = 20;
 /// How many times as many images the largest class may have as the smallest.
-const IMBALANCE: f64 = 10.0;
+pub(super) const IMBALANCE: f64 = 10.0;
 
 /// What an audit is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,35 +1,29 @@
 //! A fitted head with its backbone as one ONNX file, compared with the answers that were scored before it is written.
 
-use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::extract::open_backbone;
-use super::keys::{differences, parts_of};
+use super::made::Made;
+use super::scored::Scored;
 use super::{Context, DataSettings, Pipeline, PipelineError, open_dataset};
-use crate::assets::Located;
 use crate::dataset::Dataset;
 use crate::deploy::{
-    self, Bound, CARD, Card, Columns, Comparison, DeployError, Deployed, InputKind, LABELS, MergeOptions, Metadata,
-    MetricsRecord, Parity, Parts, Provenance, Sample, StoreKey,
+    self, Beside, Bound, Card, Columns, Comparison, DeployError, Deployed, InputKind, MergeOptions, Metadata, MetricsRecord,
+    Parity, Parts, Provenance, StoreKey,
 };
-use crate::events::{Event, Unit};
-use crate::extract::Backbone;
+use crate::extract::cut_segments;
 use crate::head::Head;
-use crate::image::{ImageSpec, Views};
-use crate::onnx::{self, Layers, Model};
+use crate::image::ImageSpec;
+use crate::onnx::{self, Model};
 use crate::persist::persist;
-use crate::run::{Metrics, Predictions, RunDir};
+use crate::run::{Metrics, RunDir};
 use crate::runtime::{Compute, Runtime, locate};
-use crate::store::{Dtype, KeyParts, Segment, Store, Transform};
+use crate::store::{Dtype, KeyParts, Segment, Transform};
 
 /// Images that the ranges of activations are taken from.
 const CALIBRATION: usize = 128;
-
-/// Images that are read, answered and compared at a time.
-const CHUNK: usize = 512;
 
 /// Numbers that a model's weights are stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,12 +38,16 @@ pub enum WeightType {
     Int8,
 }
 
+const FP16: &str = "fp16";
+const INT8: &str = "int8";
+
 impl WeightType {
+    /// As [`Provenance::precision`] says it.
     fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
-            Self::Fp16 => "fp16",
-            Self::Int8 => "int8",
+            Self::Fp16 => FP16,
+            Self::Int8 => INT8,
         }
     }
 }
@@ -111,7 +109,7 @@ pub struct Exported {
 pub fn export(pipeline: &Pipeline, context: &Context<'_>, options: &ExportOptions) -> Result<Exported, PipelineError> {
     let run = RunDir::new(&pipeline.run);
     let out = options.out.clone().unwrap_or_else(|| run.file("classifier.onnx"));
-    let folder = check_place(&out)?;
+    let Beside { card: card_path, labels } = check_place(&out)?;
     let metrics = run.metrics()?;
     let head = Head::load(&run.file("head.safetensors"))?;
     let made = Made::find(pipeline, context, &head)?;
@@ -122,10 +120,11 @@ pub fn export(pipeline: &Pipeline, context: &Context<'_>, options: &ExportOption
     let (model, metadata, parts) = build(&made, &head, &metrics, context, options)?;
     let (model, metadata) = prove(pipeline, context, options, &out, (model, metadata), &parts, &made)?;
     let bytes = model.to_bytes();
-    let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let sha256 = crate::assets::sha256_of(&bytes);
     let card = Card {
-        file: &name,
+        file: &name(&out),
+        labels: &name(&labels),
         bytes: bytes.len() as u64,
         sha256: &sha256,
         opset: model.opset(),
@@ -133,84 +132,26 @@ pub fn export(pipeline: &Pipeline, context: &Context<'_>, options: &ExportOption
         metrics: &metrics,
     };
     let card_text = card.markdown()?;
-    let (card, labels) = (folder.join(CARD), folder.join(LABELS));
     write(&out, &bytes)?;
     write(&labels, deploy::label_lines(&metadata.classes).as_bytes())?;
-    write(&card, card_text.as_bytes())?;
+    write(&card_path, card_text.as_bytes())?;
     let left_out = made.backbone.segments().len() - parts.segments.len();
-    Ok(Exported { path: out, bytes: bytes.len() as u64, card, labels, opset: model.opset(), metadata, left_out })
+    Ok(Exported { path: out, bytes: bytes.len() as u64, card: card_path, labels, opset: model.opset(), metadata, left_out })
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), DeployError> {
     persist(path, |file| file.write_all(content)).map_err(|source| DeployError::Write { path: path.to_owned(), source })
 }
 
-/// The folder of the file, which can be written: said before the work.
-fn check_place(out: &Path) -> Result<PathBuf, DeployError> {
+/// Where the card and the list of classes go; that the folder can be written is said before the work.
+fn check_place(out: &Path) -> Result<Beside, DeployError> {
     let unwritable = |source| DeployError::Write { path: out.to_owned(), source };
     if out.is_dir() {
         return Err(unwritable(std::io::Error::other("it is a folder; name a file in it")));
     }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     std::fs::create_dir_all(&folder).and_then(|()| tempfile::tempfile_in(&folder).map(drop)).map_err(unwritable)?;
-    Card::check_place(&folder)?;
-    Ok(folder)
-}
-
-/// What the features of a head were made by.
-struct Made {
-    backbone: Backbone,
-    located: Located,
-    spec: ImageSpec,
-    key: KeyParts,
-    /// Where the images are, as far as is known.
-    data: DataSettings,
-}
-
-impl Made {
-    /// Finds it by the pipeline; by the feature store where the head was fitted on features alone. The key decides whether it is right.
-    fn find(pipeline: &Pipeline, context: &Context<'_>, head: &Head) -> Result<Self, PipelineError> {
-        let manifest = Store::open(&pipeline.features).ok().map(|store| store.manifest().clone());
-        let of_head = manifest.as_ref().filter(|manifest| manifest.key == head.store_key());
-        let mut settings = pipeline.settings.backbone.clone();
-        let mut data = pipeline.settings.data.clone();
-        if data.source.is_none() {
-            // The pipeline is of features alone: what they were made by, they say.
-            let Some(manifest) = of_head else { return Err(Self::unknown(pipeline, head)) };
-            let parts = &manifest.key_parts;
-            settings.input_size = Some(parts.input_size);
-            settings.resize = parts.resize.parse().unwrap_or(settings.resize);
-            let views = parts.views.iter().map(|view| view.parse()).collect::<Result<Vec<_>, _>>();
-            settings.views = views.and_then(Views::new).unwrap_or_default();
-            if let Some(figures) = &manifest.extraction {
-                settings.layers = figures.layers.parse().unwrap_or(Layers::Pooled);
-                let file = Path::new(&figures.model_file);
-                settings.model = if file.is_file() { figures.model_file.clone() } else { figures.model.clone() };
-                settings.cut = parts.cut.last().cloned();
-            }
-            data.source = Some(manifest.source.name.clone());
-        }
-        let (located, backbone, spec) = open_backbone(&settings, context)?;
-        match parts_of(head.store_key(), &backbone, &spec) {
-            Some(key) => Ok(Self { backbone, located, spec, key, data }),
-            None => {
-                let differences = of_head.map(|manifest| differences(&manifest.key_parts, &backbone, &spec));
-                let differences = differences.map(|lines| lines.join("\n  ")).unwrap_or_else(|| {
-                    format!("the head's key is {}, and {} gives another one", head.store_key(), backbone.file().display())
-                });
-                Err(PipelineError::OtherFeatures { head: pipeline.run.join("head.safetensors"), reason: differences })
-            }
-        }
-    }
-
-    fn unknown(pipeline: &Pipeline, head: &Head) -> PipelineError {
-        let reason = format!(
-            "no backbone is named in this pipeline, and the features in {} are not those of the head (its key is {})",
-            pipeline.features.display(),
-            head.store_key()
-        );
-        PipelineError::OtherFeatures { head: pipeline.run.join("head.safetensors"), reason }
-    }
+    Beside::of(out)
 }
 
 /// The parts that a merged model was made of.
@@ -239,17 +180,9 @@ fn build(
 ) -> Result<(Model, Metadata, Owned), PipelineError> {
     let whole =
         Model::from_bytes(made.backbone.model(), &made.backbone.file().display().to_string()).map_err(DeployError::from)?;
-    let own = |segments: &[Segment]| -> Vec<onnx::Segment> {
-        let copy = |Segment { tensor, offset, width }: &Segment| onnx::Segment {
-            tensor: tensor.clone(),
-            offset: *offset,
-            width: *width,
-        };
-        segments.iter().map(copy).collect()
-    };
     let owned = match deploy::used(head, made.backbone.segments())? {
         Some((segments, head)) => {
-            let backbone = onnx::cut_segments(&whole, &own(&segments)).map_err(DeployError::from)?;
+            let backbone = cut_segments(&whole, &segments).map_err(DeployError::from)?;
             Owned { backbone, segments, head, spec: made.spec.clone(), dtype: made.key.dtype }
         }
         None => {
@@ -356,12 +289,12 @@ fn prove(
     let deployed = Deployed::open(&runtime, &model, &metadata)?;
     let mut comparison = Comparison::default();
     scored.compare(&dataset, &deployed, context, &mut comparison)?;
-    let parity = comparison.finish(&scored.split, bound(&made.key, options.weights));
+    let parity = comparison.finish(&scored.split, bound(&made.key, options.weights.name()));
     if parity.images == 0 {
         let reason = format!(
             "none of the {} images of {} that the run scored is in {}: name the images with --data, or export without a proof \
              (--unproven)",
-            scored.rows.len(),
+            scored.len(),
             scored.split,
             data.source.unwrap_or_default()
         );
@@ -392,114 +325,17 @@ fn prove(
     Ok((model, metadata))
 }
 
-/// How far a model may be from the answers that were scored: arithmetic in another order is near, numbers of another length are not.
-fn bound(key: &KeyParts, weights: WeightType) -> Bound {
+/// How far a model with such weights may be from the answers that were scored: arithmetic in another order is near, numbers of another
+/// length are not.
+pub(super) fn bound(key: &KeyParts, weights: &str) -> Bound {
     match (key.precision.as_str(), weights, key.provider.as_str(), key.dtype) {
-        ("fp32", WeightType::Fp32, "cpu", Dtype::Float32) => Bound { difference: 1e-3, agreement: 0.995 },
-        // Features a hair apart may be rounded to neighbours.
-        ("fp32", WeightType::Fp32, "cpu", Dtype::Float16) => Bound { difference: 5e-3, agreement: 0.99 },
-        ("fp32", WeightType::Fp32, ..) => Bound { difference: 1e-2, agreement: 0.99 },
         // A probability of an image between two classes may be anything: what counts is how many are answered alike.
-        (_, WeightType::Int8, ..) => Bound { difference: 1.0, agreement: 0.85 },
-        ("fp32", WeightType::Fp16, ..) => Bound { difference: 5e-2, agreement: 0.98 },
+        (_, INT8, ..) => Bound { difference: 1.0, agreement: 0.85 },
+        ("fp32", FP16, ..) => Bound { difference: 5e-2, agreement: 0.98 },
+        ("fp32", _, "cpu", Dtype::Float32) => Bound { difference: 1e-3, agreement: 0.995 },
+        // Features a hair apart may be rounded to neighbours.
+        ("fp32", _, "cpu", Dtype::Float16) => Bound { difference: 5e-3, agreement: 0.99 },
+        ("fp32", ..) => Bound { difference: 1e-2, agreement: 0.99 },
         _ => Bound { difference: 0.25, agreement: 0.95 },
     }
-}
-
-/// Answers of the cached path: those that a run scored.
-pub(super) struct Scored {
-    /// The split as the run calls it.
-    pub(super) split: String,
-    /// Probabilities by id.
-    rows: HashMap<String, Vec<f32>>,
-}
-
-impl Scored {
-    /// At most so many of the answers that a run scored, evenly spaced; of the test split where it has one.
-    pub(super) fn load(run: &RunDir, metadata: &Metadata, most: usize) -> Result<Self, PipelineError> {
-        let path = run.file("predictions.parquet");
-        let classes = metadata.classes.len();
-        // The hold-out last: it may have been scored by the head as it was before the last fit.
-        for split in ["test", "train", "validation"] {
-            let found = Predictions::load(&path, split, classes)?;
-            let count = found.ids.len();
-            if count == 0 {
-                continue;
-            }
-            let wanted = count.min(most);
-            let picked = (0..wanted).map(|number| number * count / wanted);
-            let temperature = metadata.metrics.temperature.filter(|_| metadata.metrics.calibrated);
-            let answer = |row: usize| {
-                let probabilities = &found.probabilities[row * classes..][..classes];
-                temperature.map_or_else(|| probabilities.to_vec(), |temperature| cooled(probabilities, temperature))
-            };
-            let rows = picked.map(|row| (found.ids[row].clone(), answer(row))).collect();
-            return Ok(Self { split: split.to_owned(), rows });
-        }
-        let reason = "it has no row of test, train or validation".to_owned();
-        Err(crate::run::RunError::Damaged { path, reason }.into())
-    }
-
-    /// The answer to an image.
-    pub(super) fn answer(&self, id: &str) -> Option<&[f32]> {
-        self.rows.get(id).map(Vec::as_slice)
-    }
-
-    /// Compares a model's answers to those images that are in a source.
-    pub(super) fn compare(
-        &self,
-        dataset: &Dataset,
-        deployed: &Deployed,
-        context: &Context<'_>,
-        comparison: &mut Comparison,
-    ) -> Result<(), PipelineError> {
-        const TASK: &str = "compare";
-        // The hold-out may be a part of the source's train split.
-        let places = match self.split.as_str() {
-            "validation" => vec!["validation", "train"],
-            split => vec![split, "validation"],
-        };
-        (context.observe)(Event::Started { task: TASK, total: Some(self.rows.len() as u64), unit: Unit::Images });
-        let mut done = 0;
-        let mut waiting: Vec<(&[f32], String, Bytes)> = Vec::with_capacity(CHUNK);
-        let mut flush = |waiting: &mut Vec<(&[f32], String, Bytes)>| -> Result<(), PipelineError> {
-            let images: Vec<Bytes> = waiting.iter().map(|(_, _, bytes)| bytes.clone()).collect();
-            for ((expected, id, bytes), said) in waiting.drain(..).zip(deployed.answer(&images)?) {
-                done += 1;
-                // One that cannot be used was not scored; then this is another image of that id.
-                if let Ok(said) = said {
-                    comparison.add(&Sample { id, bytes, expected: expected.to_vec() }, &said);
-                }
-            }
-            (context.observe)(Event::Advanced { task: TASK, done });
-            Ok(())
-        };
-        let mut left = self.rows.len();
-        for split in places.into_iter().filter(|name| dataset.splits().iter().any(|split| &*split.name == *name)) {
-            for record in dataset.records(split)? {
-                if left == 0 {
-                    break;
-                }
-                let record = record?;
-                let Some(expected) = self.rows.get(&record.id) else { continue };
-                left -= 1;
-                if let Ok(bytes) = record.image.read()? {
-                    waiting.push((expected, record.id, bytes));
-                }
-                if waiting.len() == CHUNK {
-                    flush(&mut waiting)?;
-                }
-            }
-        }
-        flush(&mut waiting)?;
-        (context.observe)(Event::Finished { task: TASK });
-        Ok(())
-    }
-}
-
-/// Probabilities as they are once the logits are divided by a temperature.
-fn cooled(probabilities: &[f32], temperature: f64) -> Vec<f32> {
-    let powers: Vec<f64> = probabilities.iter().map(|&value| f64::from(value).powf(1.0 / temperature)).collect();
-    let sum: f64 = powers.iter().sum();
-    powers.into_iter().map(|power| (power / sum) as f32).collect()
 }

@@ -172,6 +172,7 @@ impl Stage {
             network,
             dtype: self.dtype,
             features: self.features.clone(),
+            quarantine: self.features.join("quarantine.parquet"),
             rebuild: false,
             slice: self.slice,
             repeated: None,
@@ -231,7 +232,7 @@ pub fn bench(pipeline: &Pipeline, context: &Context<'_>, effort: Effort) -> Resu
 }
 
 /// Refuses images that no head can be fitted on.
-fn trainable(dataset: &Dataset, source: &str) -> Result<(), PipelineError> {
+pub(super) fn trainable(dataset: &Dataset, source: &str) -> Result<(), PipelineError> {
     let no = |reason: String| Err(PipelineError::NotTrainable { source_name: source.to_owned(), reason });
     let Some(train) = dataset.splits().iter().find(|split| &*split.name == "train") else {
         let found = dataset.splits().iter().map(|split| &*split.name).collect::<Vec<_>>().join(", ");

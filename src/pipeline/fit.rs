@@ -72,7 +72,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
     }
     run.prepare()?;
     warn_of_missing(&store, pipeline, context);
-    let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key };
+    let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key, passing: false };
     let started = Instant::now();
     let wanted = Wanted::of(params);
     let (metrics, loaded) = if is_streamed(&store, params, wanted)? {
@@ -97,6 +97,8 @@ pub(super) struct Stage<'a> {
     pub(super) params: &'a HeadValidParams,
     pub(super) settings: serde_json::Value,
     pub(super) fit_key: String,
+    /// Whether the features are there for the time being.
+    pub(super) passing: bool,
 }
 
 impl Stage<'_> {
@@ -108,7 +110,7 @@ impl Stage<'_> {
         loaded: Duration,
         on_epoch: OnEpoch<'_>,
     ) -> Result<Metrics, PipelineError> {
-        let Self { pipeline, context, store, run, params, settings, fit_key } = self;
+        let Self { pipeline, context, store, run, params, settings, fit_key, passing } = self;
         let manifest = store.manifest();
         for warning in &division.warnings {
             (context.observe)(Event::Warned(warning.clone()));
@@ -161,7 +163,7 @@ impl Stage<'_> {
         }
         let fit_seconds = fit_seconds + fitted.history[..fitted.resumed_after].iter().map(|record| record.seconds).sum::<f64>();
         fitted.warnings.iter().for_each(|warning| (context.observe)(Event::Warned(warning.clone())));
-        let head = fitted.head.with_store(&manifest.key, store.transform());
+        let head = fitted.head.with_store(&manifest.key_parts, store.transform());
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, classes)?;
         let train = scoring.head(&head, "train", &rows.fitting, &division.train)?;
@@ -213,8 +215,8 @@ impl Stage<'_> {
         let ridge = fitted.ridge.as_ref();
         let on = (&division.train[..], &trained[..]);
         let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, on)).transpose()?;
-        let predictions = scoring.predictions;
-        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, pipeline)?;
+        let (predictions, passing) = (scoring.predictions, passing.then_some(store));
+        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept, passing }.write(run, pipeline)?;
         Ok(metrics)
     }
 }

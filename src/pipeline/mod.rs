@@ -12,10 +12,13 @@ mod extras;
 mod fit;
 #[cfg(test)]
 mod fixture;
-mod keys;
+mod init;
+mod made;
 mod outcome;
 mod proof;
 mod report;
+mod schema;
+mod scored;
 mod scoring;
 mod settings;
 mod streamed;
@@ -37,8 +40,10 @@ pub use export::{CompareOn, ExportOptions, Exported, WeightType, export};
 pub use extract::{Extracted, Goal, StageOutcome, bench, extract, open_dataset};
 pub use extras::{Shots, baselines, few_shots};
 pub use fit::{Fit, fit_head};
+pub use init::{Broken, Choice, ClassBalance, Contents, InitOptions, Initialized, SCHEMA_FILE, Sizes, SplitRows, Survey, init};
 pub use proof::{Proof, prove};
 pub use report::{ReportOptions, Reported, report, report_compared};
+pub use schema::schema;
 pub use settings::{BackboneSettings, DataSettings, OutputSettings, Override, RuntimeSettings, Settings};
 pub use sweep::{Axis, Plan, sweep};
 pub use uncached::{Uncached, fit_uncached};
@@ -49,6 +54,7 @@ use crate::assets::Search;
 use crate::events::Observer;
 use crate::head::{ParamGuard as _, Solver};
 use crate::onnx::Layers;
+use crate::run::RunDir;
 use crate::runtime::{Compute, RuntimeOptions};
 use crate::store::{Store, StoreError};
 
@@ -70,6 +76,20 @@ pub enum PipelineError {
         origin: String,
         /// What is wrong and what may stand there.
         reason: String,
+    },
+    /// A file that was to be written is there.
+    #[error("{path}: there is such a file, and it stays as it is; name another one with -o, or replace it with --force")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be written.
+    #[error("{path}: cannot be written ({source}); name a place that can be with -o")]
+    NotWritten {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// No source is named.
     #[error("no images named: give --data PATH, or `source` below [data] in a pipeline file")]
@@ -128,6 +148,17 @@ pub enum PipelineError {
     /// The features cannot be used.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// The features were not kept.
+    #[error(
+        "{features}: no features here: the run keeps none (run --no-cache, output.cache = false), and this needs those of every image; \
+         make them with tlpipe extract {how}"
+    )]
+    Uncached {
+        /// Where they would be.
+        features: PathBuf,
+        /// What to give to `tlpipe extract`.
+        how: String,
+    },
     /// The answers cannot be scored.
     #[error(transparent)]
     Evaluate(#[from] crate::evaluate::EvaluateError),
@@ -203,6 +234,16 @@ pub enum PipelineError {
         /// What differs.
         reason: String,
     },
+    /// A classifier was to be held against a run that it did not come from.
+    #[error("{run}: the answers of this run cannot be those of {model}: {reason}")]
+    OtherRun {
+        /// The run.
+        run: PathBuf,
+        /// The classifier.
+        model: String,
+        /// What differs, and what to do.
+        reason: String,
+    },
     /// There are no images to compare a model on.
     #[error(
         "the model cannot be compared with the answers that were scored: {0}; name the images with --data, or give --unproven"
@@ -227,18 +268,13 @@ impl PipelineError {
     pub fn is_usage(&self) -> bool {
         use crate::head::HeadError;
         match self {
-            Self::Embed(error) => return error.is_usage(),
-            Self::Adopt(error) => return error.is_usage(),
-            _ => {}
+            Self::Settings { .. } | Self::NoSource | Self::NoFeatures | Self::SameFolder { .. } => true,
+            Self::Head(error) => matches!(error, HeadError::Parameter { .. }),
+            Self::Deploy(error) => error.is_usage(),
+            Self::Embed(error) => error.is_usage(),
+            Self::Adopt(error) => error.is_usage(),
+            _ => false,
         }
-        matches!(
-            self,
-            Self::Settings { .. }
-                | Self::NoSource
-                | Self::NoFeatures
-                | Self::SameFolder { .. }
-                | Self::Head(HeadError::Parameter { .. })
-        )
     }
 }
 
@@ -312,8 +348,16 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Opens the feature store, read as the head wants it.
-    fn open_store(&self) -> Result<Store, StoreError> {
-        Ok(Store::open(&self.features)?.with_transform(self.settings.head.transform))
+    fn open_store(&self) -> Result<Store, PipelineError> {
+        match Store::open(&self.features) {
+            Err(StoreError::Missing(_)) if !self.settings.output.keeps_features() => {
+                let recorded = RunDir::new(&self.run).file("pipeline.toml");
+                let file = self.file.as_ref().or(recorded.is_file().then_some(&recorded)).map(|file| quoted(file));
+                let how = file.unwrap_or_else(|| "with the same flags".to_owned());
+                Err(PipelineError::Uncached { features: self.features.clone(), how })
+            }
+            opened => Ok(opened?.with_transform(self.settings.head.transform)),
+        }
     }
 
     /// Settles what the settings leave open.

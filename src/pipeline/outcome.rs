@@ -6,8 +6,8 @@ use super::streamed::Features;
 use super::{Pipeline, PipelineError};
 use crate::head::{Checkpoints, Head, HeadParams, Origin, Ridge, RidgePoint, Statistics};
 use crate::report;
-use crate::run::{EpochRecord, Metrics, PredictionsWriter, RunDir, SWEEP_JOURNAL, TrainedRows};
-use crate::store::{Manifest, Place, Row, Store};
+use crate::run::{EpochRecord, FEATURES, Metrics, PredictionsWriter, QUARANTINE, RunDir, SWEEP_JOURNAL, TrainedRows};
+use crate::store::{Manifest, Place, Row, Store, quarantine};
 
 /// Predictions of every split.
 pub(super) const PREDICTIONS: &str = "predictions.parquet";
@@ -76,6 +76,8 @@ pub(super) struct Outcome<'a> {
     pub(super) predictions: PredictionsWriter,
     pub(super) metrics: &'a Metrics,
     pub(super) kept: Option<Kept<'a>>,
+    /// The features, where they will be gone: what is known of them stays.
+    pub(super) passing: Option<&'a Store>,
 }
 
 impl Outcome<'_> {
@@ -93,6 +95,8 @@ impl Outcome<'_> {
             LEFT_OUT,
             Statistics::FILE,
             TrainedRows::FILE,
+            FEATURES,
+            QUARANTINE,
         ] {
             run.remove(name)?;
         }
@@ -113,6 +117,12 @@ impl Outcome<'_> {
             }
             if let Some(left_out) = left_out {
                 left_out.keep()?;
+            }
+        }
+        if let Some(store) = self.passing {
+            store.manifest().write_as(run.path(), FEATURES)?;
+            if store.manifest().quarantined > 0 {
+                quarantine::write(&run.file(QUARANTINE), &store.quarantine()?)?;
             }
         }
         run.write_metrics(self.metrics)?;

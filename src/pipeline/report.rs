@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::extract::{StageOutcome, open_dataset};
 use super::settings::DataSettings;
+use super::uncached::is_passing;
 use super::{Context, Pipeline, PipelineError, Settings, quoted};
 use crate::assets::Search;
 use crate::dataset::Dataset;
@@ -14,8 +15,8 @@ use crate::report::{
     self, BackboneFacts, CompareInputs, ExtractionFacts, Facts, Inputs, QuarantinedImage, REPORT_SCHEMA, SplitRows, StageTime,
     StoreFacts, Timing, WrittenComparison,
 };
-use crate::run::{Metrics, RunDir};
-use crate::store::{Manifest, Place, Store, StoreError};
+use crate::run::{FEATURES, Metrics, QUARANTINE, RunDir};
+use crate::store::{Manifest, Place, Quarantined, Store, StoreError, quarantine};
 
 /// Images of the quarantine that a report names.
 const QUARANTINED: usize = 200;
@@ -63,20 +64,24 @@ pub fn report(pipeline: &Pipeline, context: &Context<'_>, options: &ReportOption
         return Ok(Reported { outcome: StageOutcome::UpToDate, html, json, facts: None });
     }
     run.prepare()?;
-    let store = pipeline.open_store()?;
+    let known = Known::of(pipeline, &run)?;
     let recorded = quoted(&run.file("pipeline.toml"));
+    let stages: &[&str] = if pipeline.settings.output.keeps_features() { &["extract", "fit-head", "report"] } else { &["run"] };
     let source = Source::new(&pipeline.settings.data, context, "tlpipe report --data SOURCE");
-    let features = |split: &str, ids: &[String]| features(&store, split, ids);
+    let features = |split: &str, ids: &[String]| match &known.store {
+        Some(store) => features(store, split, ids),
+        None => Err("the run keeps no features (output.cache = false)".to_owned()),
+    };
     let inputs = Inputs {
         run: &run,
-        store: facts(pipeline, &store)?,
+        store: known.facts(),
         images: &|split, ids| source.images(split, ids),
         thumbnail: &|bytes, side| image::thumbnail(bytes, side).map_err(|error| error.to_string()),
         features: options.map.then_some(&features),
         page_bytes: options.page_bytes,
         seed: pipeline.settings.head.seed,
-        timings: timings(store.manifest(), &metrics),
-        commands: ["extract", "fit-head", "report"].map(|stage| format!("tlpipe {stage} {recorded}")).to_vec(),
+        timings: timings(&known.manifest, &metrics),
+        commands: stages.iter().map(|stage| format!("tlpipe {stage} {recorded}")).collect(),
     };
     let written = report::write(&inputs)?;
     Ok(Reported { outcome: StageOutcome::Ran, html: written.html, json: written.json, facts: Some(written.facts) })
@@ -144,50 +149,80 @@ fn features(store: &Store, split: &str, ids: &[String]) -> Result<ndarray::Array
     }
 }
 
-fn facts(pipeline: &Pipeline, store: &Store) -> Result<StoreFacts, StoreError> {
-    let manifest = store.manifest();
-    let parts = &manifest.key_parts;
-    let extraction = manifest.extraction.as_ref();
-    let text =
-        |take: fn(&crate::store::Extraction) -> &str| extraction.map(|figures| take(figures).to_owned()).unwrap_or_default();
-    let quarantine = if manifest.quarantined > 0 { store.quarantine()? } else { Vec::new() };
-    let quarantine = quarantine.into_iter().take(QUARANTINED);
-    Ok(StoreFacts {
-        data: super::short_name(&manifest.source.name),
-        source: format!("{} ({})", manifest.source.name, manifest.source.kind),
-        fingerprint: manifest.source.fingerprint.clone(),
-        path: pipeline.features.display().to_string(),
-        key: manifest.key.clone(),
-        digest: manifest.digest(),
-        splits: manifest.splits().into_iter().map(|split| SplitRows { rows: manifest.rows(&split), split }).collect(),
-        quarantined: manifest.quarantined,
-        quarantine: quarantine.map(|row| QuarantinedImage { id: row.id, split: row.split, error: row.error }).collect(),
-        features: manifest.dimension,
-        tensors: manifest.segments.len().max(1),
-        views: store.views().to_vec(),
-        backbone: BackboneFacts {
-            name: text(|figures| &figures.model),
-            sha256: text(|figures| &figures.model_sha256),
-            cut: match manifest.depths() {
-                Some(depths) => format!("{} ({depths})", parts.cut.last().map_or("", String::as_str)),
-                None => parts.cut.join(", "),
+/// What is known of the features.
+struct Known {
+    manifest: Manifest,
+    /// The first images that could not be used.
+    quarantine: Vec<Quarantined>,
+    /// The folder that has the others.
+    folder: PathBuf,
+    /// The features themselves; none where they were not kept.
+    store: Option<Store>,
+}
+
+impl Known {
+    /// By the feature store; by the run, where it is one that keeps no features.
+    fn of(pipeline: &Pipeline, run: &RunDir) -> Result<Self, PipelineError> {
+        match pipeline.open_store() {
+            Ok(store) => {
+                let manifest = store.manifest().clone();
+                let quarantine = if manifest.quarantined > 0 { store.quarantine()? } else { Vec::new() };
+                let folder = if is_passing(&pipeline.features) { run.path() } else { &pipeline.features };
+                Ok(Self { manifest, quarantine, folder: folder.to_owned(), store: Some(store) })
+            }
+            Err(PipelineError::Uncached { .. }) if run.file(FEATURES).is_file() => {
+                let manifest = Manifest::read_as(run.path(), FEATURES)?;
+                let quarantine = if manifest.quarantined > 0 { quarantine::read(&run.file(QUARANTINE))? } else { Vec::new() };
+                Ok(Self { manifest, quarantine, folder: run.path().to_owned(), store: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn facts(&self) -> StoreFacts {
+        let manifest = &self.manifest;
+        let parts = &manifest.key_parts;
+        let extraction = manifest.extraction.as_ref();
+        let text =
+            |take: fn(&crate::store::Extraction) -> &str| extraction.map(|figures| take(figures).to_owned()).unwrap_or_default();
+        let quarantine = self.quarantine.iter().take(QUARANTINED).cloned();
+        StoreFacts {
+            data: super::short_name(&manifest.source.name),
+            source: format!("{} ({})", manifest.source.name, manifest.source.kind),
+            fingerprint: manifest.source.fingerprint.clone(),
+            path: self.folder.display().to_string(),
+            key: manifest.key.clone(),
+            digest: manifest.digest(),
+            splits: manifest.splits().into_iter().map(|split| SplitRows { rows: manifest.rows(&split), split }).collect(),
+            quarantined: manifest.quarantined,
+            quarantine: quarantine.map(|row| QuarantinedImage { id: row.id, split: row.split, error: row.error }).collect(),
+            features: manifest.dimension,
+            tensors: manifest.segments.len().max(1),
+            views: parts.views.clone(),
+            backbone: BackboneFacts {
+                name: text(|figures| &figures.model),
+                sha256: text(|figures| &figures.model_sha256),
+                cut: match manifest.depths() {
+                    Some(depths) => format!("{} ({depths})", parts.cut.last().map_or("", String::as_str)),
+                    None => parts.cut.join(", "),
+                },
+                input_size: parts.input_size,
+                preprocessing: format!("{} · {}", parts.resize, parts.preprocessing),
             },
-            input_size: parts.input_size,
-            preprocessing: format!("{} · {}", parts.resize, parts.preprocessing),
-        },
-        extraction: extraction.map(|figures| ExtractionFacts {
-            seconds: figures.seconds,
-            images_per_second: figures.images_per_second,
-            images: figures.new,
-            provider: match parts.precision.as_str() {
-                "fp32" => figures.provider.clone(),
-                precision => format!("{} in {precision}", figures.provider),
-            },
-            runtime: figures.runtime.clone(),
-            threads: figures.threads,
-            stages: stages(&figures.stages),
-        }),
-    })
+            extraction: extraction.map(|figures| ExtractionFacts {
+                seconds: figures.seconds,
+                images_per_second: figures.images_per_second,
+                images: figures.new,
+                provider: match parts.precision.as_str() {
+                    "fp32" => figures.provider.clone(),
+                    precision => format!("{} in {precision}", figures.provider),
+                },
+                runtime: figures.runtime.clone(),
+                threads: figures.threads,
+                stages: stages(&figures.stages),
+            }),
+        }
+    }
 }
 
 /// Where the time of the threads went; nothing where that was not recorded.

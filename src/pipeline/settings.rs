@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -21,8 +22,9 @@ const MOST_BATCH: usize = 4096;
 const MOST_PIXELS: u32 = 4096;
 
 /// A pipeline as a user writes it; every key may be left out.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(title = "tlpipe pipeline")]
 pub struct Settings {
     /// The images.
     pub data: DataSettings,
@@ -37,7 +39,7 @@ pub struct Settings {
 }
 
 /// `[data]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSettings {
     /// A registry name, or a path: class folders, Parquet, a table of paths, CIFAR binary.
@@ -51,12 +53,13 @@ pub struct DataSettings {
 }
 
 /// `[backbone]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackboneSettings {
     /// A registry name or a path to any ONNX image classifier.
     pub model: String,
     /// Side in pixels; the model's own where left out.
+    #[schemars(range(min = 1, max = MOST_PIXELS))]
     pub input_size: Option<u32>,
     /// How an image that is not square is made so.
     pub resize: Resize,
@@ -86,7 +89,7 @@ impl Default for BackboneSettings {
 }
 
 /// `[output]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputSettings {
     /// Folder of the feature store; `features/SOURCE-SIDE` where left out, `features/SOURCE-SIDE-LAYERS` for other layers than
@@ -96,21 +99,36 @@ pub struct OutputSettings {
     pub run: Option<PathBuf>,
     /// Numbers of the feature store: `float32`, or `float16` in half the room.
     pub dtype: Dtype,
+    /// Whether features are kept; left out, they are. Where they are not, `run` fits one head by least squares, and its L2 is chosen by
+    /// the rows held out.
+    pub cache: Option<bool>,
+}
+
+impl OutputSettings {
+    /// Whether features are kept.
+    pub fn keeps_features(&self) -> bool {
+        self.cache != Some(false)
+    }
 }
 
 /// `[runtime]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeSettings {
     /// `cpu`, `cuda`, `cuda:N`, `auto`.
+    #[schemars(regex(pattern = "^(cpu|auto|cuda(:[0-9]+)?)$"))]
     pub device: String,
     /// `default`: ONNX Runtime's own of the device; `openvino`: OpenVINO on the processor.
+    #[schemars(extend("enum" = ["default", "openvino"]))]
     pub provider: String,
     /// `fp32`; `bf16` with OpenVINO.
+    #[schemars(extend("enum" = ["fp32", "bf16"]))]
     pub precision: String,
     /// Threads; 0 is one a core.
+    #[schemars(range(max = MOST_THREADS))]
     pub threads: usize,
     /// Images a batch; 0 is as many as suit the image size.
+    #[schemars(range(max = MOST_BATCH))]
     pub batch: usize,
 }
 

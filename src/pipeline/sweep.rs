@@ -226,7 +226,7 @@ impl Sweep<'_> {
         let Refit { params, fitted, seconds } = refit;
         let Loaded { store, rows, division } = loaded;
         let (manifest, base) = (store.manifest(), &pipeline.settings.head);
-        let head = fitted.head.clone().with_store(&manifest.key, store.transform());
+        let head = fitted.head.clone().with_store(&manifest.key_parts, store.transform());
         let holdout: Vec<usize> = held.folds.iter().flat_map(|fold| fold.holdout.iter().copied()).collect();
 
         let mut scoring = Scoring::begin(run, PREDICTIONS, &manifest.classes)?;
@@ -274,7 +274,8 @@ impl Sweep<'_> {
         let on = (&held.all[..], &held.all[..]);
         let kept = ridge.map(|ridge| Kept::of(ridge, fitted.l2, params, store, run, rows, on)).transpose()?;
         let predictions = scoring.predictions;
-        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept }.write(run, &resolved)?;
+        Outcome { head: &head, history: &fitted.history, predictions, metrics: &metrics, kept, passing: None }
+            .write(run, &resolved)?;
         Ok(metrics)
     }
 }

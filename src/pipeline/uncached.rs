@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,21 +12,26 @@ use tempfile::TempDir;
 
 use super::extract::{Extracted, Goal, Stage as Images, StageOutcome};
 use super::fit::{Division, Fit, Labelled, Rows, Stage, divide, fit_key};
-use super::streamed::{Features, Plan};
+use super::streamed::{Features, Plan as Fitting};
 use super::{Context, Interrupted, Pipeline, PipelineError};
 use crate::dataset::{Dataset, Record};
-use crate::extract::{Ended, extract_beside};
+use crate::extract::{Ended, ExtractError, Plan, extract_beside};
 use crate::head::{
     self, Change, Checkpoints, Examples, Fitted, HeadError, HeadParams, HoldOut, OnEpoch, ParamGuard as _, Solver, Statistics,
 };
-use crate::run::{RunDir, RunError};
-use crate::store::{Row, SplitFeatures, StoreError, as_read};
+use crate::run::{QUARANTINE, RunDir, RunError};
+use crate::store::{Row, SplitFeatures, StoreError, as_read, quarantine};
 
 /// Values that are gathered before they are summed up.
 const BLOCK_VALUES: usize = 32 << 20;
 
 /// How the folder of the features begins that are there for the time being.
 const SCRATCH: &str = ".features-";
+
+/// Whether features are there for the time being.
+pub(super) fn is_passing(features: &Path) -> bool {
+    features.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SCRATCH))
+}
 
 /// What one fit leaves.
 pub struct Uncached {
@@ -54,6 +60,11 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
                 .to_owned();
         return Err(PipelineError::Settings { origin: "--no-cache".into(), reason });
     }
+    if params.keep_statistics == Some(true) {
+        let reason =
+            "with --no-cache there are no features that a head could be brought up to date with: leave one of the two out";
+        return Err(PipelineError::Settings { origin: "head.keep_statistics".into(), reason: reason.into() });
+    }
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
     // What a run that was killed has left.
@@ -66,6 +77,10 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
         .prefix(SCRATCH)
         .tempdir_in(&pipeline.run)
         .map_err(|source| RunError::Folder { path: pipeline.run.clone(), source })?;
+    // Whoever runs the recorded pipeline again is to do the same.
+    let mut pipeline = pipeline.clone();
+    pipeline.settings.output.cache = Some(false);
+    let pipeline = &pipeline;
     let on_scratch = Pipeline { features: scratch.path().to_owned(), ..pipeline.clone() };
     let images = Images::open(&on_scratch, context, Goal::Head)?;
     let (held, warnings) = held_out(&images.dataset, &params)?;
@@ -78,6 +93,7 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
         return Err(nothing_held().into());
     }
     let (runtime, plan) = images.start(&on_scratch, context, "extract")?;
+    let plan = Plan { quarantine: run.file(QUARANTINE), ..plan };
 
     let mut sums = Sums::new(images.backbone.width(), images.dataset.classes().len());
     let (width, dtype, transform) = (images.backbone.width(), plan.dtype, params.transform);
@@ -91,8 +107,12 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
         }
         true
     };
-    let ended = context.stoppable(|| extract_beside(&plan, &runtime, context.observe, context.stop, &mut take))?;
-    let manifest = match ended {
+    let ended = context.stoppable(|| extract_beside(&plan, &runtime, context.observe, context.stop, &mut take));
+    if let Err(ExtractError::NothingUsable { .. }) = &ended {
+        // There will be no run that has it.
+        quarantine::write(&plan.quarantine, &on_scratch.open_store()?.quarantine()?)?;
+    }
+    let manifest = match ended? {
         Ended::Finished(manifest) => *manifest,
         Ended::Interrupted { done, total } => {
             let text = format!("stopped after {done} of {total} images; with --no-cache nothing is kept");
@@ -118,7 +138,7 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
     let settings = serde_json::to_value(&params).unwrap_or_default();
     let fit_key = format!("uncached-{}", fit_key(&store, &settings));
     let params = HeadParams { keep_statistics: Some(false), ..params }.check()?;
-    let stage = Stage { pipeline, context, store: &store, run: &run, params: &params, settings, fit_key };
+    let stage = Stage { pipeline, context, store: &store, run: &run, params: &params, settings, fit_key, passing: true };
     let metrics = stage.fit(&rows, &division, Duration::ZERO, &mut |_| ControlFlow::Continue(()))?;
     let features = on_scratch.features.clone();
     Ok(Uncached {
@@ -234,8 +254,8 @@ impl Features for Summed {
         self.summed
     }
 
-    fn fit(&self, plan: &Plan<'_>, _: &mut Checkpoints<'_>, on_epoch: OnEpoch<'_>) -> Result<Fitted, HeadError> {
-        let Plan { params, train, holdout, refit, classes } = *plan;
+    fn fit(&self, plan: &Fitting<'_>, _: &mut Checkpoints<'_>, on_epoch: OnEpoch<'_>) -> Result<Fitted, HeadError> {
+        let Fitting { params, train, holdout, refit, classes } = *plan;
         let statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(HeadError::Ridge)?;
         let (x, labels) = (self.rows.embeddings.view(), self.rows.labels.as_slice());
         head::fit_summed(params, statistics, &Examples { x, labels, train, holdout, refit, classes }, on_epoch)

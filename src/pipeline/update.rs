@@ -115,7 +115,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     } else {
         head::ridge_head(&statistics, classes, origin.l2, ScaleBy::HeldOut(held.embeddings.view(), &held.labels))?
     };
-    let head = head.with_store(&manifest.key, store.transform());
+    let head = head.with_store(&manifest.key_parts, store.transform());
     let fit_seconds = started.elapsed().as_secs_f64();
     (context.observe)(Event::Noted(format!(
         "fit-head  updated: {} images came, {} went, {} have another label · {} train, {} hold-out",
@@ -158,7 +158,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let kept = Some(Kept { statistics: Some(&statistics), rows, origin, path: &[], left_out: None });
     let mut resolved = pipeline.clone();
     resolved.settings.head = params;
-    Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept }
+    Outcome { head: &head, history: &history, predictions: scoring.predictions, metrics: &metrics, kept, passing: None }
         .write(&run, &resolved)?;
     Ok(Fit { outcome: StageOutcome::Ran, metrics, loaded: None })
 }

@@ -1,37 +1,48 @@
 //! A classifier on labelled images: whether it answers as it did when it was exported, and how often it is right.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::export::Scored;
-use super::{Context, DataSettings, PipelineError, open_dataset};
+use super::export::bound;
+use super::scored::Scored;
+use super::{Context, DataSettings, PipelineError, open_dataset, same_folder};
+use crate::assets::{Finder, Located};
 use crate::dataset::Dataset;
-use crate::deploy::{Comparison, DeployError, Deployed, KeptAnswer, Metadata, Parity, Said, Sample, short_hash};
+use crate::deploy::{
+    Bound, Classifier, Comparison, DeployError, Deployed, Hints, KeptAnswer, Metadata, Opening, Parity, Said, Sample, short_hash,
+};
 use crate::evaluate::wilson_interval;
 use crate::events::{Event, Unit};
+use crate::head::Head;
 use crate::onnx::Model;
 use crate::run::RunDir;
 use crate::runtime::{Compute, Runtime, locate};
+use crate::store::KeyParts;
 
 /// Images that are read and answered at a time.
 const CHUNK: usize = 512;
 
+/// The split that heads are fitted on.
+const TRAIN: &str = "train";
+
 /// What is verified, on what.
 #[derive(Clone, Debug, Default)]
 pub struct VerifyOptions {
-    /// The classifier.
-    pub model: PathBuf,
+    /// The classifier: a path, or a registered name.
+    pub model: String,
     /// The images; where no source is named, those that the model was scored with.
     pub data: DataSettings,
-    /// The split; none is test, else validation, else the first.
+    /// The split; none is that of the answers of `run`, else test, else validation, else the first.
     pub split: Option<String>,
     /// At most so many images, the first of the split; none is all.
     pub limit: Option<usize>,
-    /// A run whose answers are compared too.
+    /// The run that the model came from: its answers are compared too, and must be.
     pub run: Option<PathBuf>,
+    /// What is known of a model that was not exported here.
+    pub hints: Hints,
 }
 
 /// What came of it.
@@ -43,6 +54,8 @@ pub struct Verified {
     pub source: String,
     /// Their split.
     pub split: String,
+    /// Whether these are images that the head was fitted on, so that it is right more often than on others.
+    pub trained_on: bool,
     /// Images that were answered.
     pub images: usize,
     /// Images that cannot be used.
@@ -59,14 +72,34 @@ pub struct Verified {
     pub parity: Option<Parity>,
 }
 
-/// Runs a classifier on labelled images.
+/// Runs a classifier on labelled images. One that was not exported here is scored, and held against nothing.
 ///
 /// # Errors
-/// When the model, the images or the run cannot be used, or the answers differ by more than was allowed when it was exported.
+/// When the model, the images or the run cannot be used, the model did not come from the run, or the answers differ by more than was
+/// allowed when it was exported.
 pub fn verify(options: &VerifyOptions, context: &Context<'_>) -> Result<Verified, PipelineError> {
-    let model = Model::read(&options.model).map_err(DeployError::from)?;
-    let shown = options.model.display().to_string();
-    let metadata = Metadata::read(&model)?.ok_or_else(|| DeployError::Foreign(shown.clone()))?;
+    let located = Finder::new(context.search.clone())?.model(&options.model, context.observe)?;
+    let model = Model::from_bytes(&located.read()?, &options.model).map_err(DeployError::from)?;
+    match Metadata::read(&model)? {
+        Some(_) if options.hints != Hints::default() => Err(DeployError::Known(located.path).into()),
+        Some(metadata) => exported(options, context, &located, (&model, &metadata)),
+        None => foreign(options, context, &located),
+    }
+}
+
+fn exported(
+    options: &VerifyOptions,
+    context: &Context<'_>,
+    located: &Located,
+    (model, metadata): (&Model, &Metadata),
+) -> Result<Verified, PipelineError> {
+    let scored = match &options.run {
+        Some(run) => {
+            came_from(&RunDir::new(run), options, metadata)?;
+            Some(Scored::load(&RunDir::new(run), metadata, usize::MAX)?)
+        }
+        None => None,
+    };
     let recorded = &metadata.provenance;
     let data = match &options.data.source {
         Some(_) => options.data.clone(),
@@ -77,54 +110,213 @@ pub fn verify(options: &VerifyOptions, context: &Context<'_>) -> Result<Verified
             split_column: options.data.split_column.clone().or(recorded.columns.split.clone()),
         },
     };
-    let Some(source) = data.source.clone() else {
-        let reason =
-            "the model does not say which images it was scored with: name some, as in tlpipe verify MODEL SOURCE".to_owned();
-        return Err(PipelineError::Settings { origin: shown, reason });
-    };
-    let dataset = open_dataset(&data, context)?;
-    let names: Vec<&str> = dataset.splits().iter().map(|split| &*split.name).collect();
-    let usual = || ["test", "validation"].into_iter().find(|name| names.contains(name)).or(names.first().copied());
-    let split = options.split.as_deref().or_else(usual).unwrap_or_default().to_owned();
-    let labels = labels(&dataset, &metadata, &source)?;
-    let scored = match &options.run {
-        Some(run) => Some(Scored::load(&RunDir::new(run), &metadata, usize::MAX)?),
-        None => None,
-    };
+    let images = Labelled::open(options, context, data, scored.as_ref())?;
+    let own = recorded.source.as_ref();
+    let trained_on = images.split == TRAIN
+        && own.is_some_and(|own| *own == images.source || same_folder(Path::new(own), Path::new(&images.source)));
+    if trained_on {
+        (context.observe)(Event::Warned(format!(
+            "these are the images of {} in {}, which the model was trained on: on others it is right less often; name others, as in tlpipe \
+             verify MODEL SOURCE",
+            images.split, images.source
+        )));
+    }
+    let labels = images.classes_of(&metadata.classes, context)?;
     let runtime = Runtime::start(&locate(&context.runtime_options(Compute::CPU), context.observe)?)?;
-    let deployed = Deployed::open(&runtime, &model, &metadata)?;
-    let mut pass = Pass::new(&metadata, &labels, scored.as_ref().filter(|scored| scored.split == split));
-    pass.run(&dataset, &split, options.limit.unwrap_or(usize::MAX), &deployed, context)?;
-    let verified = pass.finish(options.model.clone(), source, split);
+    let answers = Answers::Exported(Box::new(Deployed::open(&runtime, model, metadata)?));
+    let against = match (&scored, &metadata.parity) {
+        (Some(scored), kept) => {
+            let usual = || bound(&metadata.store_key.parts, &metadata.provenance.precision);
+            Against::Run(scored, kept.as_ref().map_or_else(usual, |kept| kept.bound))
+        }
+        (None, Some(kept)) => {
+            Against::Kept(kept.answers.iter().map(|answer| (answer.hash.as_str(), answer)).collect(), kept.bound)
+        }
+        (None, None) => Against::Nothing,
+    };
+    let mut pass = Pass::new(&labels, against);
+    pass.run(&images, options.limit, &answers, context)?;
+    if let (Some(run), Some(scored), 0) = (&options.run, &scored, pass.comparison.images()) {
+        let reason = format!(
+            "it scored {} images of {}, and none of them is among the {} of {} in {}: name the images that it was scored with",
+            scored.len(),
+            scored.split,
+            pass.images,
+            images.split,
+            images.source
+        );
+        return Err(PipelineError::OtherRun { run: run.clone(), model: options.model.clone(), reason });
+    }
+    let verified = Verified { trained_on, ..pass.finish(located.path.clone(), &images) };
     match &verified.parity {
-        Some(parity) if !parity.holds() => Err(DeployError::Differs { model: shown, parity: Box::new(parity.clone()) }.into()),
+        Some(parity) if !parity.holds() => {
+            Err(DeployError::Differs { model: options.model.clone(), parity: Box::new(parity.clone()) }.into())
+        }
         _ => Ok(verified),
     }
 }
 
-/// The model's class for each class of the source, by name.
-fn labels(dataset: &Dataset, metadata: &Metadata, source: &str) -> Result<Vec<Option<usize>>, PipelineError> {
-    let place = |class: &String| metadata.classes.iter().position(|known| known == class);
-    let labels: Vec<Option<usize>> = dataset.classes().iter().map(place).collect();
-    if !labels.is_empty() && labels.iter().all(Option::is_none) {
-        let some = |names: &[String]| names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-        let reason = format!(
-            "none of its classes ({}) is one of the model's ({}): name images of the same classes",
-            some(dataset.classes()),
-            some(&metadata.classes)
-        );
-        return Err(PipelineError::Settings { origin: source.to_owned(), reason });
+fn foreign(options: &VerifyOptions, context: &Context<'_>, located: &Located) -> Result<Verified, PipelineError> {
+    if let Some(run) = &options.run {
+        let reason = "it was not exported by tlpipe and came from no run; leave --run out to score it".to_owned();
+        return Err(PipelineError::OtherRun { run: run.clone(), model: options.model.clone(), reason });
     }
-    Ok(labels)
+    let images = Labelled::open(options, context, options.data.clone(), None)?;
+    let runtime = Runtime::start(&locate(&context.runtime_options(Compute::CPU), context.observe)?)?;
+    let opening = Opening { compute: Compute::CPU, threads: 1, batch: 0, hints: options.hints.clone() };
+    let classifier = Classifier::open(located, &runtime, &opening)?;
+    for assumption in classifier.assumptions() {
+        (context.observe)(Event::Warned(assumption.clone()));
+    }
+    let labels = images.classes_of(classifier.classes(), context)?;
+    let mut pass = Pass::new(&labels, Against::Nothing);
+    pass.run(&images, options.limit, &Answers::Foreign(Box::new(classifier)), context)?;
+    Ok(pass.finish(located.path.clone(), &images))
+}
+
+/// Refuses a run that the model did not come from: its answers are those of another head.
+fn came_from(run: &RunDir, options: &VerifyOptions, metadata: &Metadata) -> Result<(), PipelineError> {
+    let metrics = run.metrics()?;
+    let (store, fit) = (&metadata.store_key, &metadata.metrics.fit_key);
+    let keys = |here: &str, there: &str| format!("key {} in the run, {} in the model", short(here), short(there));
+    let what = if metrics.store_key != store.key {
+        let head = Head::load(&run.file("head.safetensors"))?;
+        let unlike = |parts: &KeyParts| {
+            let parts = parts.unlike(&store.parts).map(|(name, here, there)| match name {
+                "backbone" => format!("{name} {} in the run, {} in the model", short(&here), short(&there)),
+                "cut" => "other tensors".to_owned(),
+                _ => format!("{name} {here} in the run, {there} in the model"),
+            });
+            parts.collect::<Vec<_>>().join("; ")
+        };
+        let unlike = head.store_parts().map(unlike).filter(|unlike| !unlike.is_empty());
+        format!("its head was fitted on other features ({})", unlike.unwrap_or_else(|| keys(&metrics.store_key, &store.key)))
+    } else if metrics.fit_key != *fit {
+        format!("its head is of another fit on the same features: other settings or rows ({})", keys(&metrics.fit_key, fit))
+    } else {
+        return Ok(());
+    };
+    let reason = format!(
+        "{what}; name the run that the model was exported from, or export this one: tlpipe export {}",
+        super::quoted(run.path())
+    );
+    Err(PipelineError::OtherRun { run: run.path().to_owned(), model: options.model.clone(), reason })
+}
+
+/// Labelled images.
+struct Labelled {
+    dataset: Dataset,
+    source: String,
+    split: String,
+}
+
+impl Labelled {
+    /// Opens the source and settles on a split: as asked, that of answers to be compared with, or the usual one.
+    fn open(
+        options: &VerifyOptions,
+        context: &Context<'_>,
+        data: DataSettings,
+        scored: Option<&Scored>,
+    ) -> Result<Self, PipelineError> {
+        let usage = |origin: &str, reason: String| PipelineError::Settings { origin: origin.to_owned(), reason };
+        let Some(source) = data.source.clone() else {
+            let reason = "the model does not say which images it was scored with: name some, as in tlpipe verify MODEL SOURCE";
+            return Err(usage(&options.model, reason.to_owned()));
+        };
+        let dataset = open_dataset(&data, context)?;
+        let names: Vec<&str> = dataset.splits().iter().map(|split| &*split.name).collect();
+        let found = names.join(", ");
+        let there = |wanted: &[&str]| wanted.iter().find(|wanted| names.contains(wanted)).map(|&split| split.to_owned());
+        let split = match (&options.split, scored) {
+            (Some(asked), _) if there(&[asked]).is_none() => {
+                return Err(usage("--split", format!("there is no split {asked:?} in {source}; splits found: {found}")));
+            }
+            (Some(asked), Some(scored)) if !scored.places().contains(&asked.as_str()) => {
+                let reason = format!("the run's answers are to images of {}, not of {asked}: leave --split out", scored.split);
+                return Err(usage("--split", reason));
+            }
+            (Some(asked), _) => asked.clone(),
+            (None, Some(scored)) => there(&scored.places()).ok_or_else(|| {
+                let reason = format!("the run's answers are to images of {}; splits of {source}: {found}", scored.split);
+                usage("--run", reason)
+            })?,
+            (None, None) => there(&["test", "validation"]).or(there(&names)).unwrap_or_default(),
+        };
+        Ok(Self { dataset, source, split })
+    }
+
+    /// The model's class for each class of the source: by name, or one by one where the model does not name as many as there are.
+    fn classes_of(&self, classes: &[String], context: &Context<'_>) -> Result<Vec<Option<usize>>, PipelineError> {
+        let own = self.dataset.classes();
+        let place = |class: &String| classes.iter().position(|known| known == class);
+        let labels: Vec<Option<usize>> = own.iter().map(place).collect();
+        if labels.is_empty() || labels.iter().any(Option::is_some) {
+            return Ok(labels);
+        }
+        let unnamed = classes.iter().enumerate().all(|(index, name)| *name == index.to_string());
+        if unnamed && classes.len() == own.len() {
+            (context.observe)(Event::Warned(format!(
+                "the model's {} classes are taken for those of {} in their order: {}",
+                classes.len(),
+                self.source,
+                some(own)
+            )));
+            return Ok((0..classes.len()).map(Some).collect());
+        }
+        let reason = format!(
+            "none of its {} classes ({}) is one of the model's {} ({}): name images of the same classes{}",
+            own.len(),
+            some(own),
+            classes.len(),
+            some(classes),
+            if unnamed { ", or give the names of the model's with --labels" } else { "" }
+        );
+        Err(PipelineError::Settings { origin: self.source.clone(), reason })
+    }
+}
+
+/// The first digits of a key.
+fn short(key: &str) -> &str {
+    key.get(..12).unwrap_or(key)
+}
+
+/// The first of some names.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ") + more
+}
+
+/// What answers.
+enum Answers {
+    /// As the model itself takes images.
+    Exported(Box<Deployed>),
+    /// By what is known of it.
+    Foreign(Box<Classifier>),
+}
+
+impl Answers {
+    fn to(&self, images: &[Bytes]) -> Result<Vec<Result<Said, String>>, DeployError> {
+        match self {
+            Self::Exported(deployed) => deployed.answer(images),
+            Self::Foreign(classifier) => classifier.answer(images),
+        }
+    }
+}
+
+/// What answers are held against, and how far they may be from it.
+enum Against<'a> {
+    /// Those that the model keeps, by the image.
+    Kept(HashMap<&'a str, &'a KeptAnswer>, Bound),
+    /// Those of a run.
+    Run(&'a Scored, Bound),
+    Nothing,
 }
 
 /// One pass over the images.
 struct Pass<'a> {
-    metadata: &'a Metadata,
     labels: &'a [Option<usize>],
-    /// Answers that the model keeps, by the image.
-    kept: HashMap<&'a str, &'a KeptAnswer>,
-    scored: Option<&'a Scored>,
+    against: Against<'a>,
     comparison: Comparison,
     images: usize,
     unusable: usize,
@@ -134,34 +326,23 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(metadata: &'a Metadata, labels: &'a [Option<usize>], scored: Option<&'a Scored>) -> Self {
-        let kept = metadata.parity.iter().flat_map(|parity| &parity.answers);
-        Self {
-            metadata,
-            labels,
-            kept: kept.map(|answer| (answer.hash.as_str(), answer)).collect(),
-            scored,
-            comparison: Comparison::default(),
-            images: 0,
-            unusable: 0,
-            labelled: 0,
-            right: 0,
-            loss: 0.0,
-        }
+    fn new(labels: &'a [Option<usize>], against: Against<'a>) -> Self {
+        let comparison = Comparison::default();
+        Self { labels, against, comparison, images: 0, unusable: 0, labelled: 0, right: 0, loss: 0.0 }
     }
 
     fn run(
         &mut self,
-        dataset: &Dataset,
-        split: &str,
-        limit: usize,
-        deployed: &Deployed,
+        from: &Labelled,
+        limit: Option<usize>,
+        answers: &Answers,
         context: &Context<'_>,
     ) -> Result<(), PipelineError> {
         const TASK: &str = "verify";
-        let rows = dataset.splits().iter().find(|found| &*found.name == split).map_or(0, |found| found.rows);
+        let limit = limit.unwrap_or(usize::MAX);
+        let rows = from.dataset.splits().iter().find(|found| *found.name == *from.split).map_or(0, |found| found.rows);
         (context.observe)(Event::Started { task: TASK, total: Some(rows.min(limit) as u64), unit: Unit::Images });
-        let mut records = dataset.records(split)?.take(limit);
+        let mut records = from.dataset.records(&from.split)?.take(limit);
         let mut done = 0;
         loop {
             let chunk = records.by_ref().take(CHUNK).collect::<Result<Vec<_>, _>>()?;
@@ -181,7 +362,7 @@ impl<'a> Pass<'a> {
                     Err(_) => self.unusable += 1,
                 }
             }
-            for (((id, label), bytes), said) in named.into_iter().zip(&images).zip(deployed.answer(&images)?) {
+            for (((id, label), bytes), said) in named.into_iter().zip(&images).zip(answers.to(&images)?) {
                 match said {
                     Ok(said) => self.add(id, label, bytes, &said),
                     Err(_) => self.unusable += 1,
@@ -201,37 +382,46 @@ impl<'a> Pass<'a> {
             let probability = said.probabilities.get(label).copied().unwrap_or_default();
             self.loss -= f64::from(probability).max(f64::MIN_POSITIVE).ln();
         }
-        if let Some(scored) = self.scored {
-            if let Some(expected) = scored.answer(&id) {
-                self.comparison.add(&Sample { id, bytes: bytes.clone(), expected: expected.to_vec() }, said);
+        match &self.against {
+            Against::Run(scored, _) => {
+                if let Some(expected) = scored.answer(&id) {
+                    self.comparison.add(&Sample { id, bytes: bytes.clone(), expected: expected.to_vec() }, said);
+                }
             }
-        } else if !self.kept.is_empty()
-            && let Some(answer) = self.kept.get(short_hash(bytes).as_str())
-        {
-            // What is not kept is taken for what it is.
-            let mut expected = said.probabilities.clone();
-            if let Some(probability) = expected.get_mut(answer.class) {
-                *probability = answer.probability;
+            Against::Kept(kept, _) => {
+                if let Some(answer) = kept.get(short_hash(bytes).as_str()) {
+                    // What is not kept is taken for what it is.
+                    let mut expected = said.probabilities.clone();
+                    if let Some(probability) = expected.get_mut(answer.class) {
+                        *probability = answer.probability;
+                    }
+                    self.comparison.add_known(&expected, answer.class, bytes, said);
+                }
             }
-            self.comparison.add_known(&expected, answer.class, bytes, said);
+            Against::Nothing => {}
         }
     }
 
-    fn finish(self, model: PathBuf, source: String, split: String) -> Verified {
+    fn finish(self, model: PathBuf, from: &Labelled) -> Verified {
         let some = self.labelled > 0;
         let rows = self.labelled.max(1) as f64;
-        let parity = self.metadata.parity.as_ref().map(|parity| self.comparison.finish(&split, parity.bound));
+        let bound = match self.against {
+            Against::Run(_, bound) | Against::Kept(_, bound) => Some(bound),
+            Against::Nothing => None,
+        };
+        let parity = bound.filter(|_| self.comparison.images() > 0).map(|bound| self.comparison.finish(&from.split, bound));
         Verified {
             model,
-            source,
-            split,
+            source: from.source.clone(),
+            split: from.split.clone(),
+            trained_on: false,
             images: self.images,
             unusable: self.unusable,
             labelled: self.labelled,
             accuracy: some.then(|| self.right as f64 / rows),
             accuracy_interval: some.then(|| wilson_interval(self.right, self.labelled)),
             loss: some.then(|| self.loss / rows),
-            parity: parity.filter(|parity| parity.images > 0).map(|parity| Parity { answers: Vec::new(), ..parity }),
+            parity: parity.map(|parity| Parity { answers: Vec::new(), ..parity }),
         }
     }
 }

@@ -1,16 +1,15 @@
 //! Which ONNX Runtime library: the places, in order, and what is found there.
 //!
-//! `--onnxruntime`, `ORT_DYLIB_PATH`, beside the executable, tlpipe's cache, an active Python environment, the system
-//! loader; if none fits, the pinned wheel is installed into the cache. Only a build counts that has the provider which is
-//! asked for; one with CUDA or OpenVINO is large and installed by [`install`] alone.
+//! `--onnxruntime`, `ORT_DYLIB_PATH`, beside the executable, in the Python environment that pip put the executable into,
+//! tlpipe's cache, an active Python environment, the system loader; if none fits, the pinned wheel is installed into the cache.
+//! Only a build counts that has the provider which is asked for; one with CUDA or OpenVINO is large and installed by
+//! [`install`] alone.
 
-use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::probe::{OLDEST, Probed, probe};
+use super::places::{Place, Surroundings, places};
+use super::probe::{OLDEST, Probed, is_new_enough};
 use super::provision::{self, Pin};
 use super::{Build, Compute, RuntimeError};
 use crate::events::{Event, Observer};
@@ -88,58 +87,6 @@ pub fn install(build: Build, options: &RuntimeOptions, observer: Observer<'_>) -
     install_among(&Surroundings::of_process(), build, options, observer)
 }
 
-/// What the process' environment says.
-struct Surroundings {
-    variable: Option<OsString>,
-    executable_folder: Option<PathBuf>,
-    python_environments: Vec<(&'static str, PathBuf)>,
-    system: bool,
-    /// Asks a file what it is.
-    probe: fn(&Path) -> Result<Probed, String>,
-}
-
-impl Surroundings {
-    fn of_process() -> Self {
-        let folder = |name| env::var_os(name).filter(|value| !value.is_empty());
-        Self {
-            variable: folder("ORT_DYLIB_PATH"),
-            executable_folder: env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned)),
-            python_environments: ["VIRTUAL_ENV", "CONDA_PREFIX"]
-                .into_iter()
-                .filter_map(|name| Some((name, folder(name)?.into())))
-                .collect(),
-            system: true,
-            probe,
-        }
-    }
-}
-
-struct Place {
-    name: String,
-    paths: Vec<PathBuf>,
-}
-
-fn places(surroundings: &Surroundings, options: &RuntimeOptions, build: Build) -> Vec<Place> {
-    let place = |name: &str, paths| Place { name: name.to_owned(), paths };
-    if let Some(path) = &options.library {
-        return vec![place("--onnxruntime", given(path))];
-    }
-    let mut places = Vec::new();
-    if let Some(path) = &surroundings.variable {
-        places.push(place("ORT_DYLIB_PATH", given(Path::new(path))));
-    }
-    let folder = surroundings.executable_folder.as_deref();
-    places.push(place("beside the executable", folder.map(libraries_in).unwrap_or_default()));
-    places.push(place("tlpipe's cache", installed(build, &options.cache).into_iter().collect()));
-    for (variable, folder) in &surroundings.python_environments {
-        places.push(place(&format!("Python environment ({variable})"), libraries_of_python(folder)));
-    }
-    if surroundings.system {
-        places.push(place("system loader", system_names().iter().map(PathBuf::from).collect()));
-    }
-    places
-}
-
 impl Place {
     fn candidates(&self, surroundings: &Surroundings, build: Build) -> Vec<Candidate> {
         if self.paths.is_empty() {
@@ -155,7 +102,8 @@ impl Place {
             Ok(probed) => {
                 let has_provider = probed.providers.iter().any(|provider| provider == name);
                 let verdict = if !probed.is_new_enough() {
-                    format!("version {} is older than 1.{OLDEST}", probed.version)
+                    let update = self.pip.as_ref().map(|pip| format!("; to update it: {pip} '{}'", build.requirement()));
+                    format!("version {} is older than 1.{OLDEST}{}", probed.version, update.unwrap_or_default())
                 } else if has_provider {
                     "fits".to_owned()
                 } else {
@@ -211,8 +159,10 @@ fn locate_among(
         for candidate in unfit {
             let path = candidate.path.unwrap_or_default();
             let line = format!("{}: {}: {}", candidate.place, path.display(), candidate.verdict);
-            if candidate.place == "ORT_DYLIB_PATH" {
-                observer(Event::Warned(format!("{line}; looking elsewhere")));
+            // Other builds beside the one that is asked for are as they should be, and the system may hold anything.
+            let is_old = place.pip.is_some() && candidate.version.is_some_and(|version| !is_new_enough(&version));
+            if place.is_chosen || is_old {
+                observer(Event::Warned(format!("{line}\nlooking elsewhere")));
             }
             tried.push(line);
         }
@@ -261,7 +211,7 @@ fn install_among(
             Err(provision::Failure::Io { path, source }) => return Err(RuntimeError::Io { path, source }),
         }
     };
-    let place = Place { name: "installed".to_owned(), paths: vec![path] };
+    let place = Place::new("installed", vec![path]);
     place.first_fit(surroundings, build).map_err(|unfit| {
         let tried = unfit.into_iter().map(|candidate| candidate.verdict).collect();
         not_found("and the one that pip installed cannot be used", tried, remedy)
@@ -273,57 +223,15 @@ fn wanted(build: Build) -> String {
     format!("{} in version 1.{OLDEST} or newer", build.title())
 }
 
-/// A path that a user gave: a library, a folder that holds one, or a name for the system loader.
-fn given(path: &Path) -> Vec<PathBuf> {
-    if path.is_dir() { libraries_in(path) } else { vec![path.to_owned()] }
-}
-
-fn libraries_of_python(environment: &Path) -> Vec<PathBuf> {
-    let package = |folder: PathBuf| folder.join("site-packages").join("onnxruntime").join("capi");
-    let mut folders = vec![package(environment.join("Lib"))];
-    if let Ok(entries) = fs::read_dir(environment.join("lib")) {
-        folders.extend(entries.filter_map(Result::ok).map(|entry| package(entry.path())));
-    }
-    folders.sort();
-    folders.iter().flat_map(|folder| libraries_in(folder)).collect()
-}
-
-/// ONNX Runtime libraries in a folder by their file name, the highest name first; links to the same file once.
-fn libraries_in(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let named = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(is_library_name);
-    let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).filter(named).collect();
-    paths.sort_by(|a, b| b.cmp(a));
-    let mut seen = BTreeSet::new();
-    paths.retain(|path| fs::canonicalize(path).is_ok_and(|real| seen.insert(real)));
-    paths
-}
-
-fn is_library_name(name: &str) -> bool {
-    if cfg!(windows) {
-        name == "onnxruntime.dll"
-    } else if cfg!(target_os = "macos") {
-        name == "libonnxruntime.dylib" || (name.starts_with("libonnxruntime.") && name.ends_with(".dylib"))
-    } else {
-        name == "libonnxruntime.so" || name.starts_with("libonnxruntime.so.")
-    }
-}
-
-fn system_names() -> &'static [&'static str] {
-    if cfg!(windows) {
-        &["onnxruntime.dll"]
-    } else if cfg!(target_os = "macos") {
-        &["libonnxruntime.dylib"]
-    } else {
-        &["libonnxruntime.so", "libonnxruntime.so.1"]
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::sync::Mutex;
+
     use super::*;
     use crate::events::ignore;
-    use std::sync::Mutex;
+    use crate::runtime::places::system_names;
+    use crate::runtime::probe::probe;
 
     fn nowhere() -> Surroundings {
         Surroundings { variable: None, executable_folder: None, python_environments: Vec::new(), system: false, probe }
@@ -375,19 +283,6 @@ mod tests {
         assert!(warnings.lock().unwrap()[0].contains("looking elsewhere"));
     }
 
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn folders_are_searched_by_name_and_links_count_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let capi = folder.path().join("lib/python3.11/site-packages/onnxruntime/capi");
-        fs::create_dir_all(&capi).unwrap();
-        for name in ["libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so", "readme"] {
-            fs::write(capi.join(name), "").unwrap();
-        }
-        std::os::unix::fs::symlink(capi.join("libonnxruntime.so.1.32.0"), capi.join("libonnxruntime.so")).unwrap();
-        assert_eq!(libraries_of_python(folder.path()), [capi.join("libonnxruntime.so.1.32.0")]);
-    }
-
     /// A file that says in words what a library would say of itself: "1.24.1 OpenVINO CPU".
     fn fake(path: &Path) -> Result<Probed, String> {
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
@@ -427,6 +322,58 @@ mod tests {
         assert_eq!(version(&[Build::Cuda, Build::Cpu]), "1.31.1");
         fs::remove_dir_all(folder.path().join("a")).unwrap();
         assert_eq!(version(&[Build::Cuda, Build::Cpu]), "1.32.0");
+    }
+
+    /// A program that pip put into an environment with these libraries, each as [`fake`] reads it.
+    fn environment(folder: &Path, libraries: &[(&str, &str)]) -> Surroundings {
+        let capi = folder.join("lib/python3.11/site-packages/onnxruntime/capi");
+        for path in [&capi, &folder.join("bin")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        for (ending, text) in libraries {
+            fs::write(capi.join(format!("{}{ending}", system_names()[0])), text).unwrap();
+        }
+        Surroundings { executable_folder: Some(folder.join("bin")), probe: fake, ..nowhere() }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn builds_of_two_versions_share_the_folder_of_a_package() {
+        let folder = tempfile::tempdir().unwrap();
+        let libraries = [(".1.32.0", "1.32.0 Azure CPU"), (".1.24.1", "1.24.1 OpenVINO CPU")];
+        let surroundings = environment(folder.path(), &libraries);
+        let found = |build| locate_among(&surroundings, &options(folder.path()), &[build], &ignore).unwrap();
+        assert_eq!(found(Build::Cpu).version, "1.32.0");
+        assert_eq!(found(Build::Cpu).how, "the executable's Python environment");
+        assert_eq!(found(Build::OpenVino).version, "1.24.1");
+    }
+
+    #[test]
+    fn an_environment_whose_library_is_too_old_is_said_with_the_command_and_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let warnings = Mutex::new(Vec::new());
+        let observer = |event: Event<'_>| {
+            if let Event::Warned(text) = event {
+                warnings.lock().unwrap().push(text);
+            }
+        };
+        let mut surroundings = environment(folder.path(), &[("", "1.23.2")]);
+        fs::write(folder.path().join("bin/python3"), "").unwrap();
+        let error = locate_among(&surroundings, &options(folder.path()), &[Build::Cpu], &observer).unwrap_err().to_string();
+        let python = folder.path().join("bin/python3");
+        let command = format!("to update it: '{}' -m pip install 'onnxruntime>=1.24.1,<1.33'", python.display());
+        let warning = warnings.lock().unwrap().remove(0);
+        for said in [&error, &warning] {
+            assert!(said.contains("onnxruntime/capi/") && said.contains("version 1.23.2 is older than 1.24; "), "{said}");
+            assert!(said.contains(&command), "{said}");
+        }
+        assert!(warning.ends_with("looking elsewhere"), "{warning}");
+        // A later place has one that does.
+        environment(&folder.path().join("other"), &[("", "1.30.0 CPU")]);
+        surroundings.python_environments = vec![("VIRTUAL_ENV", folder.path().join("other"))];
+        let library = locate_among(&surroundings, &options(folder.path()), &[Build::Cpu], &observer).unwrap();
+        assert_eq!((library.version.as_str(), library.how.as_str()), ("1.30.0", "Python environment (VIRTUAL_ENV)"));
+        assert_eq!(warnings.lock().unwrap().len(), 1);
     }
 
     #[test]

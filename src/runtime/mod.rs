@@ -28,6 +28,7 @@ mod library;
 mod network;
 mod opened;
 mod openvino;
+mod places;
 mod probe;
 mod provision;
 mod session;

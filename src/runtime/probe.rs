@@ -21,8 +21,13 @@ pub(super) struct Probed {
 impl Probed {
     /// Whether it has the interface that is needed.
     pub(super) fn is_new_enough(&self) -> bool {
-        minor(&self.version).is_some_and(|minor| minor >= OLDEST)
+        is_new_enough(&self.version)
     }
+}
+
+/// Whether a library of this version has the interface that is needed.
+pub(super) fn is_new_enough(version: &str) -> bool {
+    minor(version).is_some_and(|minor| minor >= OLDEST)
 }
 
 /// Loads a library and asks; the error is the reason why it is no ONNX Runtime.

@@ -61,21 +61,18 @@ impl KeyParts {
 
     /// One line for each part that differs: what the store has, what is asked for.
     pub fn differences(&self, wanted: &Self) -> Vec<String> {
-        self.named()
-            .into_iter()
-            .zip(wanted.named())
-            .filter(|((_, have), (_, want))| have != want)
-            .map(|((name, have), (_, want))| match name {
+        self.unlike(wanted)
+            .map(|(name, have, want)| match name {
                 "cut" if self.cut.len() + wanted.cut.len() > 2 => other_tensors(&self.cut, &wanted.cut),
                 _ => format!("{name}: {have} in the store, {want} asked for"),
             })
             .collect()
     }
 
-    /// One line for each part in which two keys differ.
-    pub(super) fn between(&self, other: &Self) -> Vec<String> {
+    /// Each part that differs: its name, here, there.
+    pub fn unlike(&self, other: &Self) -> impl Iterator<Item = (&'static str, String, String)> + use<> {
         let pairs = self.named().into_iter().zip(other.named());
-        pairs.filter(|(one, other)| one != other).map(|((name, one), (_, other))| format!("{name}: {one} and {other}")).collect()
+        pairs.filter(|((_, here), (_, there))| here != there).map(|((name, here), (_, there))| (name, here, there))
     }
 
     fn named(&self) -> [(&'static str, String); 10] {

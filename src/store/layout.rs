@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Float16Type};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{KeyParts, Manifest};
@@ -14,7 +15,7 @@ pub(super) type Half = <Float16Type as ArrowPrimitiveType>::Native;
 pub(super) const IDENTITY: &str = "identity";
 
 /// The numbers that embeddings are stored as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// As they were computed.
@@ -99,7 +100,7 @@ fn widened(half: u16) -> f32 {
 }
 
 /// What is done to each value of an embedding as it is read, before views are averaged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Transform {
     /// Nothing.

@@ -221,7 +221,8 @@ impl Manifest {
         Self::read_as(dir, MANIFEST)
     }
 
-    pub(super) fn read_as(dir: &Path, name: &str) -> Result<Self, StoreError> {
+    /// The same of a file of another name.
+    pub(crate) fn read_as(dir: &Path, name: &str) -> Result<Self, StoreError> {
         const REMEDY: &str = "make the features anew: tlpipe extract --rebuild with the same pipeline or flags";
         let path = dir.join(name);
         let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason, remedy: REMEDY };
@@ -259,7 +260,7 @@ impl Manifest {
     }
 
     /// Writes the manifest whole or not at all.
-    pub(super) fn write_as(&self, dir: &Path, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn write_as(&self, dir: &Path, name: &str) -> Result<(), StoreError> {
         let path = dir.join(name);
         let text = serde_json::to_vec_pretty(self).map_err(|error| StoreError::damaged(&path, error))?;
         persist(&path, |file| file.write_all(&text)).map_err(StoreError::write(&path))

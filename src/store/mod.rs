@@ -26,7 +26,7 @@ mod key;
 mod layout;
 mod manifest;
 mod pages;
-mod quarantine;
+pub(crate) mod quarantine;
 mod reader;
 mod shard;
 mod slices;

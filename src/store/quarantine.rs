@@ -28,7 +28,8 @@ pub struct Quarantined {
 
 const COLUMNS: [&str; 4] = ["id", "split", "error", "content_hash"];
 
-pub(super) fn write(path: &Path, rows: &[Quarantined]) -> Result<(), StoreError> {
+/// Writes the table.
+pub(crate) fn write(path: &Path, rows: &[Quarantined]) -> Result<(), StoreError> {
     let schema = Arc::new(Schema::new(
         COLUMNS.iter().map(|name| Field::new(*name, DataType::Utf8, *name == "content_hash")).collect::<Vec<_>>(),
     ));
@@ -46,7 +47,8 @@ pub(super) fn write(path: &Path, rows: &[Quarantined]) -> Result<(), StoreError>
     persist(path, |file| file.write_all(&bytes)).map_err(StoreError::write(path))
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<Quarantined>, StoreError> {
+/// Reads the table.
+pub(crate) fn read(path: &Path) -> Result<Vec<Quarantined>, StoreError> {
     let damaged = |error: &dyn std::fmt::Display| StoreError::damaged(path, error);
     let file = std::fs::File::open(path).map_err(StoreError::io(path))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build()).map_err(|e| damaged(&e))?;

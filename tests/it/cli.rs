@@ -5,19 +5,6 @@ use std::fs;
 use crate::support::{Scratch, quick};
 
 #[test]
-fn help_lists_what_works_with_examples() {
-    let scratch = Scratch::new();
-    let help = scratch.ok(&["--help"]).stdout;
-    for command in ["run", "extract", "fit-head", "compare", "report", "models", "data", "doctor"] {
-        assert!(help.contains(&format!("\n  {command}")), "{command} is missing in: {help}");
-    }
-    assert!(help.contains("tlpipe run pipelines/quickstart.toml"), "{help}");
-    for command in ["run", "extract", "fit-head", "report"] {
-        assert!(scratch.ok(&[command, "--help"]).stdout.contains("Examples:"), "{command}");
-    }
-}
-
-#[test]
 fn wrong_usage_is_status_2_and_says_what_is_right() {
     let scratch = Scratch::new();
     scratch.fails(2, &["extrct"]);

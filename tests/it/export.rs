@@ -35,18 +35,23 @@ fn a_run_becomes_one_file_that_answers_the_same() {
     for needle in ["| cat, tabby |", "## Licence", "uint8 `[N, H, W, 3]`", "the first class is the same for 1.0000"] {
         assert!(card.contains(needle), "no `{needle}` in {card}");
     }
-    // The images are where they were.
-    let said = scratch.json(&["verify", "r/classifier.onnx", "--split", "train"]);
+    // The images are where they were, and there are none but those to train on.
+    let ran = scratch.ok(&["verify", "r/classifier.onnx", "--json"]);
+    let said: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((&said["images"], &said["labelled"]), (&40.into(), &40.into()));
+    assert_eq!((&said["split"], &said["trained_on"]), (&"train".into(), &true.into()));
+    assert!(ran.stderr.contains("trained on"), "{}", ran.stderr);
+    assert!(scratch.ok(&["verify", "r/classifier.onnx"]).stdout.contains("40 images that it was trained on"));
     assert!(near(&said["parity"], 1e-4) && said["accuracy"].as_f64().unwrap() >= 0.5, "{said}");
     // Against the run itself, and on images of which it keeps no answer.
-    let said = scratch.json(&["verify", "r/classifier.onnx", "--run", "r", "--split", "train"]);
+    let said = scratch.json(&["verify", "r/classifier.onnx", "--run", "r"]);
     assert_eq!(said["parity"]["images"].as_u64(), made["parity"]["images"].as_u64());
     let other = scratch.folders("others", &["dog", "fish"], 3);
     fs::rename(scratch.path("others/dog/002.png"), scratch.path("others/dog/no.png")).unwrap();
     fs::write(scratch.path("others/dog/no.png"), b"no image").unwrap();
     let said = scratch.json(&["verify", "r/classifier.onnx", &other]);
     assert_eq!((&said["images"], &said["unusable"], &said["labelled"]), (&5.into(), &1.into(), &2.into()), "{said}");
+    assert_eq!(said["trained_on"], false);
     // Exported again, card and list are replaced; they are tlpipe's own.
     let text = scratch.ok(&["export", "r", "--calibrated", "--sample", "5"]).stdout;
     assert!(text.contains("logits divided by") && text.contains("5 images of train"), "{text}");
@@ -112,7 +117,8 @@ fn what_does_not_belong_together_is_refused() {
     refused(2, &["r", "--quantize", "int4"], &["int4", "int8"]);
     refused(2, &["r", "--quantize", "int8", "--precision", "fp16"], &["give one"]);
     refused(2, &["r", "--precision", "bf16"], &["bf16", "fp32 or fp16"]);
-    refused(1, &["r", "--opset", "11"], &["--opset 11", "13 at least"]);
+    refused(2, &["r", "--opset", "11"], &["--opset 11", "13 at least"]);
+    refused(2, &["r", "--opset", "99"], &["--opset 99", "only versions"]);
     refused(1, &["r", "--data", "missing"], &["missing", "--unproven"]);
     let other = scratch.folders("others", &["cat"], 1);
     fs::rename(scratch.path("others/cat/000.png"), scratch.path("others/cat/new.png")).unwrap();
@@ -134,6 +140,15 @@ fn what_does_not_belong_together_is_refused() {
     fs::create_dir_all(scratch.path("own")).unwrap();
     fs::write(scratch.path("own/MODEL_CARD.md"), "mine").unwrap();
     refused(1, &["r", "-o", "own/c.onnx"], &["own/MODEL_CARD.md", "not written by tlpipe"]);
+    // Nor is that of another model in the same folder.
+    scratch.ok(&["export", "r", "-o", "two/a.onnx", "--sample", "5"]);
+    let card = fs::read_to_string(scratch.path("two/MODEL_CARD.md")).unwrap();
+    let made = scratch.json(&["export", "r", "-o", "two/b.onnx", "--input", "tensor", "--sample", "5"]);
+    assert_eq!((&made["card"], &made["labels"]), (&"two/b.MODEL_CARD.md".into(), &"two/b.labels.txt".into()));
+    assert_eq!(fs::read_to_string(scratch.path("two/MODEL_CARD.md")).unwrap(), card);
+    assert!(fs::read_to_string(scratch.path("two/b.MODEL_CARD.md")).unwrap().contains("`b.labels.txt`"));
+    let again = scratch.json(&["export", "r", "-o", "two/a.onnx", "--sample", "5"]);
+    assert_eq!(again["card"], "two/MODEL_CARD.md");
     // A head of another run.
     fs::copy(scratch.path("r/head.safetensors"), scratch.path("head")).unwrap();
     scratch.ok(&[&["run"][..], &quick(&data, &["--resize", "pad", "--features", "f2", "--run", "r2"])].concat());
@@ -151,7 +166,8 @@ fn a_model_that_is_not_ours_or_was_changed_is_found_out() {
         }
     };
     scratch.ok(&["models", "cut", "quickstart", "-o", "cut.onnx"]);
-    refused(&["cut.onnx", "photos"], &["cut.onnx", "no metadata", "tlpipe export"]);
+    let said = scratch.fails(2, &["verify", "cut.onnx", "photos"]);
+    assert!(said.contains("none of its 2 classes (cat, dog)") && said.contains("--labels"), "{said}");
     fs::write(scratch.path("text.onnx"), "no model").unwrap();
     refused(&["text.onnx", "photos"], &["text.onnx", "not an ONNX model"]);
     refused(&["none.onnx", "photos"], &["none.onnx"]);
@@ -178,6 +194,73 @@ fn a_model_that_is_not_ours_or_was_changed_is_found_out() {
     bytes[at..at + raw.len()].chunks_exact_mut(4).for_each(|value| value[3] ^= 0x80);
     fs::write(scratch.path("m.onnx"), bytes).unwrap();
     refused(&["m.onnx", "--split", "train"], &["does not answer as it did", "export it anew"]);
+}
+
+#[test]
+fn equality_with_a_run_is_proven_or_refused() {
+    let scratch = fitted(&["cat", "dog"], &[]);
+    scratch.ok(&["export", "r", "--unproven"]);
+    let verify = |more: &[&'static str]| [&["verify", "r/classifier.onnx"], more].concat();
+    // The run says what the model does not.
+    let said = scratch.json(&verify(&["--run", "r"]));
+    assert!(said["parity"]["images"].as_u64().unwrap() > 20 && near(&said["parity"], 1e-4), "{said}");
+    let refused = |status: i32, more: &[&'static str], needles: &[&str]| {
+        let said = scratch.fails(status, &verify(more));
+        for needle in needles {
+            assert!(said.contains(needle), "no `{needle}` in: {said}");
+        }
+    };
+    // Another head on the same features, and the same settings on others.
+    scratch.ok(&["fit-head", "--features", "f", "--run", "r2", "--set", "head.solver=ridge"]);
+    refused(1, &["--run", "r2"], &["r2", "another fit on the same features", "tlpipe export r2"]);
+    let data = scratch.path("photos").display().to_string();
+    scratch.ok(&[&["run"][..], &quick(&data, &["--resize", "pad", "--features", "f3", "--run", "r3"])].concat());
+    refused(1, &["--run", "r3"], &["r3", "resize pad in the run, squash in the model", "tlpipe export r3"]);
+    refused(1, &["--run", "none"], &["none", "no run here"]);
+    refused(2, &["--split", "test"], &["--split", "\"test\"", "splits found: train"]);
+    // Images that the run never saw.
+    scratch.folders("others", &["cat", "dog"], 2);
+    for class in ["cat", "dog"] {
+        let of = |name: &str| scratch.path("others").join(class).join(name);
+        fs::rename(of("000.png"), of("new0.png")).unwrap();
+        fs::rename(of("001.png"), of("new1.png")).unwrap();
+    }
+    refused(1, &["others", "--run", "r"], &["none of them is among the 4 of train in others"]);
+}
+
+#[test]
+fn a_classifier_of_others_is_scored() {
+    let scratch = fitted(&["cat", "dog"], &[]);
+    scratch.ok(&["export", "r", "--input", "tensor"]);
+    // Without what tlpipe knows it by.
+    let mut bytes = fs::read(scratch.path("r/classifier.onnx")).unwrap();
+    for at in 0..bytes.len() - 7 {
+        if bytes[at..].starts_with(b"tlpipe.") {
+            bytes[at] = b'x';
+        }
+    }
+    fs::create_dir_all(scratch.path("else")).unwrap();
+    fs::write(scratch.path("else/m.onnx"), bytes).unwrap();
+    let own = scratch.json(&["verify", "r/classifier.onnx", "photos"]);
+    let verify = |more: &[&str]| {
+        let ran = scratch.ok(&[&["verify", "else/m.onnx", "photos", "--pixels", "tensorflow", "--json"], more].concat());
+        (serde_json::from_str::<Value>(&ran.stdout).unwrap(), ran.stderr)
+    };
+    // It names no class, and has as many as there are folders.
+    let (said, told) = verify(&[]);
+    assert!(told.contains("in their order: cat, dog"), "{told}");
+    assert_eq!((&said["images"], &said["parity"], &said["trained_on"]), (&40.into(), &Value::Null, &false.into()));
+    assert_eq!(said["accuracy"], own["accuracy"]);
+    fs::write(scratch.path("names.txt"), "dog\ncat\n").unwrap();
+    let (said, _) = verify(&["--labels", "names.txt"]);
+    let sum = said["accuracy"].as_f64().unwrap() + own["accuracy"].as_f64().unwrap();
+    assert!((sum - 1.0).abs() < 1e-9, "{said} {own}");
+    let said = scratch.fails(1, &["verify", "else/m.onnx", "photos", "--run", "r"]);
+    assert!(said.contains("not exported by tlpipe") && said.contains("leave --run out"), "{said}");
+    let said = scratch.fails(2, &["verify", "else/m.onnx"]);
+    assert!(said.contains("name some"), "{said}");
+    let said = scratch.fails(2, &["verify", "r/classifier.onnx", "photos", "--labels", "names.txt"]);
+    assert!(said.contains("says itself"), "{said}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `tlpipe predict`: images to classes, in every format, from every place.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -146,6 +146,16 @@ fn what_cannot_be_is_said_before_anything_is_done() {
     says(1, &["nothing.onnx", "photos"], "nothing.onnx");
     fs::write(scratch.path("text.onnx"), "just a text").unwrap();
     says(1, &["text.onnx", "photos"], "not an ONNX model");
+    // An image, a table of images and a file of one's own are no earlier results.
+    let image = format!("photos/{}/000.png", CLASSES[0]);
+    let before = fs::read(scratch.path(&image)).unwrap();
+    says(2, &["m.onnx", "photos", "-o", &image], "no earlier result");
+    assert_eq!(fs::read(scratch.path(&image)).unwrap(), before);
+    fs::write(scratch.path("own.csv"), "file,label\na.png,cat\n").unwrap();
+    says(2, &["m.onnx", "photos", "-o", "own.csv"], "give --force");
+    says(2, &["m.onnx", "--watch", "photos", "-o", "own.csv"], "give --force");
+    scratch.ok(&["predict", "m.onnx", "photos", "-o", "own.csv", "--force"]);
+    scratch.ok(&["predict", "m.onnx", "photos", "-o", "own.csv"]);
     says(2, &["m.onnx"], "no images named");
     says(2, &["m.onnx", "photos", "--labels", "l.txt"], "says itself");
     says(2, &["m.onnx", "photos", "--threshold", "1.5"], "from 0 to 1");
@@ -218,10 +228,58 @@ fn images_are_classified_as_they_come() {
 fn a_failure_leaves_the_old_file() {
     let scratch = Scratch::new();
     exported(&scratch);
-    fs::write(scratch.path("p.csv"), "old").unwrap();
+    let old = "file,class,class_index,probability,error\n";
+    fs::write(scratch.path("p.csv"), old).unwrap();
     fs::write(scratch.path("bad.parquet"), "PAR1").unwrap();
-    scratch.fails(1, &["predict", "m.onnx", "photos", "bad.parquet", "-o", "p.csv"]);
-    assert_eq!(fs::read_to_string(scratch.path("p.csv")).unwrap(), "old");
+    scratch.fails(1, &["predict", "m.onnx", "bad.parquet", "-o", "p.csv"]);
+    scratch.fails(1, &["predict", "nothing.onnx", "photos", "-o", "p.csv"]);
+    assert_eq!(fs::read_to_string(scratch.path("p.csv")).unwrap(), old);
     let left = |entry: &Path| entry.file_name().unwrap().to_string_lossy().starts_with(".tmp-");
     assert!(!fs::read_dir(scratch.path("")).unwrap().any(|entry| left(&entry.unwrap().path())));
+}
+
+#[test]
+fn one_input_that_cannot_be_used_does_not_stop_the_others() {
+    let scratch = Scratch::new();
+    exported(&scratch);
+    fs::create_dir_all(scratch.path("empty")).unwrap();
+    fs::write(scratch.path("bad.parquet"), "PAR1").unwrap();
+    let ran = scratch.run(&["predict", "m.onnx", "empty", "bad.parquet", "photos", "none/*.png", "--offline", "http://h/a.png"]);
+    assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+    let found = rows(&ran.stdout);
+    assert_eq!(found.len(), 28, "{}", ran.stdout);
+    for (row, name, reason) in [
+        (0, "empty", "no images here"),
+        (1, "bad.parquet", "not a whole Parquet file"),
+        (26, "none/*.png", "no such file"),
+        (27, "http://h/a.png", "--offline"),
+    ] {
+        assert!(found[row][0] == name && found[row][4].contains(reason), "{:?}", found[row]);
+    }
+    assert!(found[2..26].iter().all(|row| row[4].is_empty()));
+    assert!(ran.stderr.contains("4 of 28 images could not be used"), "{}", ran.stderr);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_stopped_is_one_object() {
+    let scratch = Scratch::new();
+    let photos = exported(&scratch);
+    let image = format!("{photos}/{}/000.png", CLASSES[0]);
+    fs::write(scratch.path("list"), format!("{image}\n").repeat(400_000)).unwrap();
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin("tlpipe"));
+    command.current_dir(scratch.path("")).args(["predict", "m.onnx", "--files-from", "list", "--json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    // It is under way.
+    for _ in 0..3 {
+        out.read_line(&mut text).unwrap();
+    }
+    signal(&child, "-INT");
+    out.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let said: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(said["stopped"], true);
+    assert_eq!(said["images"].as_u64().unwrap(), said["predictions"].as_array().unwrap().len() as u64);
 }

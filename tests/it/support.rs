@@ -90,6 +90,24 @@ pub fn finish(command: &mut Command) -> Ran {
     }
 }
 
+/// Checks a committed text against what the program says; with `TLPIPE_BLESS=1` it becomes that.
+pub fn committed(path: &Path, now: &str) {
+    if std::env::var_os("TLPIPE_BLESS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, now).unwrap();
+    }
+    let then = fs::read_to_string(path).unwrap_or_default();
+    let differs = then.lines().zip(now.lines()).position(|(then, now)| then != now);
+    let line = differs.unwrap_or_else(|| then.lines().count().min(now.lines().count()));
+    assert!(
+        then == now,
+        "{} is not what the program says, from line {} on: {:?}; if that is meant, TLPIPE_BLESS=1 cargo test makes it so",
+        path.display(),
+        line + 1,
+        now.lines().nth(line)
+    );
+}
+
 /// A small image: the class sets the colour, the number the pattern.
 pub fn picture(class: usize, number: usize) -> RgbImage {
     let level = |shift: usize| u8::try_from((class * 83 + shift * 61) % 200).unwrap();

@@ -25,6 +25,8 @@ pub(super) struct Address {
     pub(super) root: String,
     /// What stands behind it, without slashes at either end.
     pub(super) key: String,
+    /// What a web server is asked besides (`?…`); no part of the file's name.
+    pub(super) query: Option<String>,
     /// All of it.
     text: String,
 }
@@ -44,21 +46,23 @@ impl Address {
                 ));
             }
         };
+        let (rest, query) = if kind == Scheme::Http { without_query(rest) } else { (rest, None) };
         let (root, key) = rest.split_once('/').unwrap_or((rest, ""));
         if root.is_empty() {
             return Err(wrong("names no bucket or server; give it as in s3://bucket/folder"));
-        }
-        if kind == Scheme::Http && key.contains(['?', '#']) {
-            return Err(wrong(
-                "an address with a query (?…) cannot be read in parts; give it without the query, or download the file",
-            ));
         }
         Ok(Self {
             scheme: kind,
             root: format!("{scheme}://{root}"),
             key: key.trim_matches('/').to_owned(),
+            query: query.map(str::to_owned),
             text: text.to_owned(),
         })
+    }
+
+    /// Without a query.
+    pub(super) fn shown(&self) -> String {
+        format!("{}/{}", self.root, self.key)
     }
 
     /// The folder above the first wildcard, and the pattern; none where the key is none.
@@ -80,12 +84,18 @@ impl Address {
         let (reason, remedy) = match self.scheme {
             Scheme::Http => (
                 "no such file on this server",
-                "give the address of one file (.parquet or .tar): a web server does not list its folders",
+                "give the address of one file (an image, .parquet or .tar): a web server does not list its folders",
             ),
             _ => ("nothing is there under this name", "check bucket and name; a pattern looks like s3://bucket/train-*.tar"),
         };
         DatasetError::Remote { address: self.text.clone(), reason: reason.to_owned(), remedy }
     }
+}
+
+/// What stands before a query, and the query. The fragment behind it is the browser's.
+fn without_query(rest: &str) -> (&str, Option<&str>) {
+    let rest = rest.split('#').next().unwrap_or(rest);
+    rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)))
 }
 
 #[cfg(test)]
@@ -104,7 +114,10 @@ mod tests {
         let refused = |text: &str| Address::parse(text).unwrap_err().to_string();
         assert!(refused("ftp://host/x").contains("s3://, gs://, az://"));
         assert!(refused("s3:///x").contains("names no bucket"));
-        assert!(refused("https://host/x.parquet?download=1").contains("without the query"));
+        let asked = Address::parse("https://host/a/x.png?size=2&key=a/b#top").unwrap();
+        assert_eq!((asked.root.as_str(), asked.key.as_str()), ("https://host", "a/x.png"));
+        assert_eq!((asked.query.as_deref(), asked.shown().as_str()), (Some("size=2&key=a/b"), "https://host/a/x.png"));
+        assert_eq!(Address::parse("s3://b/x?.png").unwrap().query, None);
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub(super) fn is_address(path: &Path) -> bool {
     path.to_str().is_some_and(|text| text.contains("://"))
 }
 
+/// An address without its query, which may hold a key: as ids have it.
+pub(super) fn without_query(address: &Path) -> PathBuf {
+    Address::parse(&address.to_string_lossy()).map_or_else(|_| address.to_owned(), |address| address.shown().into())
+}
+
 /// The path that a `file://` address means; none for any other.
 ///
 /// # Errors

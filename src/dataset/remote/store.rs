@@ -62,7 +62,7 @@ impl Store {
 
     pub(super) fn patient(address: &Address, patience: Duration) -> Result<Self, DatasetError> {
         let (scheme, root) = (address.scheme, address.root.as_str());
-        let client = client(scheme, root, patience).map_err(|error| failed(scheme, root.to_owned(), &error))?;
+        let client = client(address, patience).map_err(|error| failed(scheme, root.to_owned(), &error))?;
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tlpipe-remote").enable_all().build();
         let runtime = runtime.map_err(DatasetError::io(root))?;
         let requests = Arc::new(Semaphore::new(REQUESTS));
@@ -128,16 +128,19 @@ impl Store {
     }
 }
 
-fn client(scheme: Scheme, root: &str, patience: Duration) -> Result<Arc<dyn ObjectStore>, Error> {
+fn client(address: &Address, patience: Duration) -> Result<Arc<dyn ObjectStore>, Error> {
+    let root = address.root.as_str();
     let backoff = BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() };
     // Time alone ends the retries.
     let retry = RetryConfig { backoff, max_retries: usize::MAX, retry_timeout: patience };
-    Ok(match scheme {
+    Ok(match address.scheme {
         Scheme::S3 => Arc::new(AmazonS3Builder::from_env().with_url(root).with_retry(retry).build()?),
         Scheme::Gcs => Arc::new(GoogleCloudStorageBuilder::from_env().with_url(root).with_retry(retry).build()?),
         Scheme::Azure => Arc::new(MicrosoftAzureBuilder::from_env().with_url(root).with_retry(retry).build()?),
         Scheme::Http => {
-            let builder = HttpBuilder::new().with_url(root).with_config(ClientConfigKey::AllowHttp, "true");
+            // The client puts a file's path between its server and its query.
+            let url = address.query.as_ref().map_or_else(|| root.to_owned(), |query| format!("{root}?{query}"));
+            let builder = HttpBuilder::new().with_url(url).with_config(ClientConfigKey::AllowHttp, "true");
             Arc::new(builder.with_retry(retry).build()?)
         }
     })

@@ -60,7 +60,10 @@ fn answer(mut stream: TcpStream, habit: Habit, counter: &AtomicUsize) {
     let body = &content[start..end];
     let (status, body, sent) = if request.starts_with("HEAD") {
         (status, body, 0)
-    } else if !request.starts_with("GET /folder/a%20file.bin ") {
+    } else if !["GET /folder/a%20file.bin ", "GET /folder/a%20file.bin?size=2&key=a/b "]
+        .iter()
+        .any(|asked| request.starts_with(asked))
+    {
         ("404 Not Found", &b""[..], 0)
     } else {
         let number = counter.fetch_add(1, Ordering::SeqCst);
@@ -101,6 +104,15 @@ fn every_part_is_read_in_few_requests() {
     assert_eq!(ahead.some(99_995, 100).unwrap(), content[99_995..]);
     assert!(ahead.some(200_000, 100).unwrap().is_empty());
     assert_eq!(ahead.exact(99_999, 2).unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn a_query_is_asked_and_is_no_part_of_the_name() {
+    let mut server = serve(Habit::Good);
+    server.address.push_str("?size=2&key=a/b");
+    let object = object(&server, 5);
+    assert_eq!(object.content().unwrap().unwrap(), content());
+    assert!(object.address().ends_with("/folder/a file.bin"), "{}", object.address());
 }
 
 #[test]

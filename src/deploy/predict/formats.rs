@@ -11,6 +11,9 @@ use super::{Answer, Counts, Prediction, Ranked};
 /// What stands for the class where no class is probable enough.
 pub(super) const UNSURE: &str = "unsure";
 
+/// Columns of a table of predictions, and keys of one.
+pub(super) const COLUMNS: [&str; 5] = ["file", "class", "class_index", "probability", "error"];
+
 /// How predictions are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -67,6 +70,8 @@ pub struct Summary<'a> {
     pub counts: Counts,
     /// From the first to the last image.
     pub seconds: f64,
+    /// Whether the user ended it before the last one.
+    pub stopped: bool,
 }
 
 impl Summary<'_> {
@@ -158,9 +163,10 @@ impl<'c, W: Write> Csv<'c, W> {
         let top = if top > 1 { top.min(classes.len()) } else { 0 };
         let mut writer = csv::Writer::from_writer(to);
         if header {
-            let mut names = ["file", "class", "class_index", "probability"].map(str::to_owned).to_vec();
-            names.extend((1..=top).flat_map(|place| [format!("class_{place}"), format!("probability_{place}")]));
-            names.push("error".to_owned());
+            let (first, last) = COLUMNS.split_at(4);
+            let ranked = (1..=top).flat_map(|place| [format!("class_{place}"), format!("probability_{place}")]);
+            let of = |names: &[&'static str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+            let names: Vec<String> = of(first).into_iter().chain(ranked).chain(of(last)).collect();
             writer.write_record(&names)?;
         }
         Ok(Self { writer, classes, top })
@@ -221,7 +227,7 @@ impl<W: Write> Rows for JsonLines<'_, W> {
     }
 }
 
-/// One object: `predictions`, then `model`, `images`, `failed`, `seconds`, `images_per_second`.
+/// One object: `predictions`, then `model`, `images`, `failed`, `stopped`, `seconds`, `images_per_second`.
 pub struct Json<'c, W: Write> {
     lines: JsonLines<'c, W>,
     first: bool,
@@ -255,10 +261,11 @@ impl<W: Write> Rows for Json<'_, W> {
             self.begin()?;
         }
         let model = serde_json::to_string(summary.model)?;
-        let Counts { images, failed } = summary.counts;
+        let (Counts { images, failed }, stopped) = (summary.counts, summary.stopped);
         writeln!(
             self.lines.to,
-            "],\"model\":{model},\"images\":{images},\"failed\":{failed},\"seconds\":{:.3},\"images_per_second\":{:.1}}}",
+            "],\"model\":{model},\"images\":{images},\"failed\":{failed},\"stopped\":{stopped},\"seconds\":{:.3},\
+             \"images_per_second\":{:.1}}}",
             summary.seconds,
             summary.rate()
         )?;
@@ -284,7 +291,8 @@ pub(super) mod tests {
         ]
     }
 
-    const SUMMARY: Summary<'_> = Summary { model: "m", counts: Counts { images: 3, failed: 1 }, seconds: 1.5 };
+    pub(in super::super) const SUMMARY: Summary<'_> =
+        Summary { model: "m", counts: Counts { images: 3, failed: 1 }, seconds: 1.5, stopped: false };
 
     fn written(mut rows: impl Rows) {
         for prediction in predictions() {

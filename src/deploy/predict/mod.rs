@@ -1,5 +1,6 @@
 //! Many images through a classifier: the same flow as extraction, with answers at its end instead of a store.
 
+mod earlier;
 mod formats;
 mod parquet;
 mod watch;
@@ -7,13 +8,14 @@ mod watch;
 use std::cmp::Ordering;
 use std::sync::atomic::{AtomicBool, Ordering as Memory};
 
+pub use earlier::is_replaceable;
 pub(super) use formats::Row;
 pub use formats::{Csv, Format, Json, JsonLines, Rows, Summary, UnknownFormat};
 pub use parquet::Parquet;
 pub use watch::Watch;
 
 use super::DeployError;
-use super::classifier::{Classifier, Loader};
+use super::classifier::{Classifier, Loader, NOT_FINITE};
 use crate::dataset::Record;
 use crate::events::{Event, Observer, Unit};
 use crate::extract::flow::{Steps, flow};
@@ -62,7 +64,7 @@ impl Answer {
     /// When one of them is no number.
     pub fn of(row: &[f32], asked: Asked) -> Result<Self, String> {
         if row.is_empty() || row.iter().any(|value| !value.is_finite()) {
-            return Err("the network answers with NaN or infinite values".to_owned());
+            return Err(NOT_FINITE.to_owned());
         }
         let descending = |a: &Ranked, b: &Ranked| match b.probability.total_cmp(&a.probability) {
             Ordering::Equal => a.index.cmp(&b.index),
@@ -106,18 +108,14 @@ pub struct Listed<'s, I> {
     pub stop: &'s AtomicBool,
 }
 
-impl<I, E> Feed for Listed<'_, I>
-where
-    I: Iterator<Item = Result<Record, E>> + Send,
-    DeployError: From<E>,
-{
+impl<I: Iterator<Item = Record> + Send> Feed for Listed<'_, I> {
     fn feed(self, batch: usize, send: &mut dyn FnMut(Vec<Record>) -> bool) -> Result<(), DeployError> {
         let mut records = Vec::with_capacity(batch);
         for record in self.records {
             if self.stop.load(Memory::Relaxed) {
                 return Ok(());
             }
-            records.push(record?);
+            records.push(record);
             if records.len() == batch && !send(std::mem::replace(&mut records, Vec::with_capacity(batch))) {
                 return Ok(());
             }

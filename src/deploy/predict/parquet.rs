@@ -160,7 +160,7 @@ mod tests {
         for prediction in predictions() {
             rows.add(&prediction).unwrap();
         }
-        rows.finish(Summary { model: "m", counts: Counts::default(), seconds: 1.0 }).unwrap();
+        rows.finish(Summary { model: "m", counts: Counts::default(), seconds: 1.0, stopped: false }).unwrap();
         drop(rows);
         let mut batches = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(file)).unwrap().build().unwrap();
         let batch = batches.next().unwrap().unwrap();

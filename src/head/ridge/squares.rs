@@ -34,6 +34,12 @@ const ACCEPTABLE: f64 = 1e-5;
 const MOST_LEVERAGE: f64 = 0.99;
 const MOST_ESTIMATED: f64 = 0.7;
 
+/// The last digit of sums over rows in f64: their rounding adds up.
+const SUMMED_DIGIT: f64 = 1e-12;
+
+/// Residual of the equations, as a share of their right side, above which an answer in f32 is that of another strength.
+const MOST_LEFT: f64 = 1e-2;
+
 /// Random vectors that estimate a trace (Hutchinson, 1990), and more where it decides.
 const PROBES: usize = 8;
 const MORE_PROBES: usize = 32;
@@ -233,12 +239,16 @@ impl<'s> LeastSquares<'s> {
         })?;
         let held = listed.holdout.len() as f64;
         let share = |value: f64| (held > 0.0).then_some(value / held);
-        let points = l2s.iter().zip(kernels).zip(leverages).zip(sums);
+        let (kernels, leverages): (Vec<_>, Vec<_>) = kernels
+            .into_iter()
+            .zip(leverages)
+            .map(|(kernel, leverage)| ((leverage <= MOST_ESTIMATED).then_some(kernel), leverage))
+            .unzip();
+        let points = l2s.iter().zip(self.training_errors(l2s, &kernels)).zip(leverages).zip(sums);
         Ok(points
-            .map(|(((&l2, kernel), leverage), (error, right))| RidgePoint {
+            .map(|(((&l2, trained), leverage), (error, right))| RidgePoint {
                 l2,
-                leave_one_out_error: (leverage <= MOST_ESTIMATED)
-                    .then(|| self.training_error(&kernel, l2.max(LEAST_L2)) / (1.0 - leverage).powi(2)),
+                leave_one_out_error: trained.map(|trained| trained / (1.0 - leverage).powi(2)),
                 leave_one_out_accuracy: None,
                 holdout_error: share(error),
                 holdout_accuracy: share(right as f64),
@@ -246,16 +256,40 @@ impl<'s> LeastSquares<'s> {
             .collect())
     }
 
-    /// Mean squared error over the training rows, from the equations: for each class `p (1 - p) - w'b - l2 w'w`.
-    fn training_error(&self, kernel: &Mat<f64>, l2: f64) -> f64 {
+    /// Mean squared error over the training rows of each kernel `[D, K]` that is given, from the sums: for each class
+    /// `p (1 - p) - 2 w'b + w'Cw`. That holds of any kernel; with the equations `Cw + l2 w = b` put in for `Cw` it would be off by
+    /// `w'r`, `r` what a kernel leaves of them, and with little L2 that is more than the error itself and of either sign. None where
+    /// the error is below the rounding of `w'Cw` (the last digit of the sums times `|w|²` and the trace of `C`, one a feature), and
+    /// where `r` says that arithmetic in f32 did not get to the kernel of this strength.
+    fn training_errors(&self, l2s: &[f64], kernels: &[Option<Mat<f64>>]) -> Vec<Option<f64>> {
+        let (features, classes) = (self.statistics.features(), self.statistics.classes());
+        let digit = if features > WIDE { f64::from(f32::EPSILON) } else { SUMMED_DIGIT };
         let count = self.statistics.count().max(1) as f64;
-        let error = |(class, &rows): (usize, &u64)| {
-            let share = rows as f64 / count;
-            let explained = kernel.col(class).iter().zip(self.cross.col(class).iter());
-            let explained = explained.map(|(weight, cross)| weight * cross + l2 * weight * weight);
-            share * (1.0 - share) - explained.sum::<f64>()
-        };
-        self.statistics.rows.iter().enumerate().map(error).sum()
+        // One pass over the sums for all of them.
+        let given: Vec<(&Mat<f64>, f64)> =
+            kernels.iter().zip(l2s).filter_map(|(kernel, &l2)| Some((kernel.as_ref()?, l2.max(LEAST_L2)))).collect();
+        let side_by_side =
+            Mat::from_fn(features, given.len() * classes, |row, column| given[column / classes].0[(row, column % classes)]);
+        let products = self.statistics.covariance_times(&self.standardization.std, &side_by_side);
+        let mut errors = given.iter().enumerate().map(|(place, &(kernel, l2))| {
+            let of = |(class, &rows): (usize, &u64)| {
+                let share = rows as f64 / count;
+                let product = products.col(place * classes + class);
+                let mut sums = [share * (1.0 - share), 0.0, 0.0, 0.0];
+                for ((weight, cross), product) in kernel.col(class).iter().zip(self.cross.col(class).iter()).zip(product.iter()) {
+                    let residual = cross - product - l2 * weight;
+                    let terms = [weight * (product - 2.0 * cross), weight * weight, residual * residual, cross * cross];
+                    sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+                }
+                sums
+            };
+            let classes = self.statistics.rows.iter().enumerate().map(of);
+            let [error, weights, residual, right] =
+                classes.fold([0.0; 4], |sums, of| std::array::from_fn(|at| sums[at] + of[at]));
+            let rounding = weights * features as f64 * digit;
+            (error > rounding && residual <= MOST_LEFT.powi(2) * right).then_some(error)
+        });
+        kernels.iter().map(|kernel| kernel.as_ref().and_then(|_| errors.next().flatten())).collect()
     }
 
     /// Turns the answers `[train, K]` of the fit to the rows it was fitted on into those of fits without each row, by the mean

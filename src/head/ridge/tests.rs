@@ -227,3 +227,43 @@ fn along_a_path_each_strength_has_its_own_budget() {
         assert_eq!(used, 30);
     }
 }
+
+#[test]
+fn an_estimate_is_the_error_of_its_kernel_or_left_out() {
+    const FEATURES: usize = 40;
+    // Three features all but say the class: with little L2 next to nothing is left to be wrong about.
+    let labels: Vec<usize> = (0..600).map(|row| row * row % 3).collect();
+    let noise =
+        |row: usize, feature: usize| (((row * 7919 + feature * 104_729 + row * feature * 31) % 1009) as f32 - 504.0) / 300.0;
+    let small = Small {
+        x: Array2::from_shape_fn((600, FEATURES), |(row, feature)| match feature {
+            0..3 => f32::from(u8::from(feature == labels[row])) + 1e-3 * noise(row, feature),
+            _ => noise(row, feature),
+        }),
+        labels: labels.iter().map(|&label| i32::try_from(label).ok()).collect(),
+        classes: (0..3).map(|class| class.to_string()).collect(),
+        train: (0..600).collect(),
+        holdout: Vec::new(),
+    };
+    let statistics = Statistics::of(small.x.view(), &labels, &small.train, 3);
+    let squares = LeastSquares::new(&statistics, None);
+    let l2s = path_of_l2(FEATURES);
+    let points = squares.estimate(&small.problem(&labels, squares.standardization()), &l2s).unwrap();
+    for (weights, point) in squares.path(&l2s).unwrap().iter().zip(&points) {
+        let layer = weights.pack();
+        let features = crate::head::features::Features::new(small.x.view(), Some(squares.standardization()));
+        let mut answers = vec![0.0; 600 * 3];
+        layer.logits_into(&features, &small.train, &mut answers);
+        let errors = answers.chunks_exact(3).zip(&labels).map(|(answers, &label)| {
+            let target = |class: usize| f64::from(u8::from(class == label));
+            answers.iter().enumerate().map(|(class, &answer)| (f64::from(answer) - target(class)).powi(2)).sum::<f64>()
+        });
+        let trained = errors.sum::<f64>() / 600.0;
+        if let Some(found) = point.leave_one_out_error {
+            // A row's leverage is below 41 of 600.
+            let share = found / trained;
+            assert!(found > 0.0 && (trained < 1e-9 || (0.99..1.17).contains(&share)), "{}: {found} {trained}", point.l2);
+        }
+    }
+    assert!(points.last().is_some_and(|point| point.leave_one_out_error.is_some()));
+}

@@ -100,7 +100,8 @@ pub fn look(dir: &Path) -> Result<Found, AdoptError> {
             (None, said) => first = said.map(|said| (path, said)),
             (Some((other, before)), Some(said)) if before.key != said.key => {
                 let both = before.provenance.as_ref().zip(said.provenance.as_ref());
-                let differences = both.map(|(one, other)| one.key_parts.between(&other.key_parts)).unwrap_or_default();
+                let differences = both.into_iter().flat_map(|(one, other)| one.key_parts.unlike(&other.key_parts));
+                let differences = differences.map(|(name, one, other)| format!("{name}: {one} and {other}")).collect();
                 return Err(AdoptError::Keys { first: other.clone(), second: path, differences });
             }
             (Some((_, before)), Some(said)) => before.provenance = before.provenance.take().or(said.provenance),
