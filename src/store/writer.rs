@@ -228,7 +228,7 @@ impl StoreWriter {
         self.record()?;
         self.remove_rebuild()?;
         self.remove_unrecorded()?;
-        Ok(self.manifest)
+        Ok(self.manifest.clone())
     }
 
     /// Begins to write the rows in hand as one shard; a shard that would come out as it was is kept.
@@ -380,6 +380,15 @@ impl StoreWriter {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for StoreWriter {
+    fn drop(&mut self) {
+        // Whoever gave up may remove the folder next: nothing is written there any more.
+        if let Some(thread) = self.under_way.take() {
+            let _ = thread.join();
+        }
     }
 }
 
