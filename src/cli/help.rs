@@ -49,7 +49,7 @@ mod tests {
             match letter {
                 '\'' | '"' if quote.is_none() => quote = Some(letter),
                 _ if quote == Some(letter) => quote = None,
-                '#' | '|' | '>' if quote.is_none() && word.is_empty() => break,
+                '#' | '|' | '<' | '>' if quote.is_none() && word.is_empty() => break,
                 ' ' if quote.is_none() => {
                     words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty()));
                     if letters.peek() == Some(&' ') {
