@@ -190,7 +190,7 @@ fn the_summary_has_formats_and_images_that_moved_are_noted() {
     let csv = scratch.ok(&["report", "r", "--no-map", "--format", "csv"]).stdout;
     assert_eq!(csv.lines().next(), Some("split,rows,accuracy,low,high,loss,macro_f1,ece"));
     let markdown = scratch.ok(&["report", "r", "--no-map", "--format", "markdown"]).stdout;
-    assert!(markdown.contains("| split | rows |") && markdown.contains("&lt;b>cat & co"), "{markdown}");
+    assert!(markdown.contains("| split | rows |") && markdown.contains("&lt;b&gt;cat &amp; co"), "{markdown}");
 
     let page = || fs::read_to_string(scratch.path("r/report.html")).unwrap();
     scratch.ok(&["report", "r", "--no-map", "--thumbnails-mib", "0"]);
