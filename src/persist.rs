@@ -11,8 +11,13 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Begins a file.
+    /// Begins a file. A link to a file stays one; a device or a pipe is refused: a file would take its place.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+        let path = &if is_link { fs::canonicalize(path)? } else { path.to_path_buf() };
+        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(io::Error::other("there is no regular file, and what is there would be replaced; name another"));
+        }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".tmp-");
         #[cfg(unix)]
@@ -21,7 +26,7 @@ impl Draft {
             // Temporary files are private by default; what is kept follows the usual mode and the user's mask.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        Ok(Self { file: builder.tempfile_in(folder(path))?, path: path.to_path_buf() })
+        Ok(Self { file: builder.tempfile_in(folder(path))?, path: path.clone() })
     }
 
     /// What is written to.
@@ -63,4 +68,24 @@ pub(crate) fn persist(path: &Path, write: impl FnOnce(&mut fs::File) -> io::Resu
     let mut draft = Draft::create(path)?;
     write(draft.file())?;
     draft.keep()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_and_what_is_no_file_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, socket] = ["file", "link", "socket"].map(|name| folder.path().join(name));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        persist(&link, |file| io::Write::write_all(file, b"new")).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(persist(&socket, |_| Ok(())).unwrap_err().to_string().contains("no regular file"));
+        assert!(!fs::metadata(&socket).unwrap().is_file());
+    }
 }

@@ -70,6 +70,9 @@ pub enum RunError {
     /// The folder holds something else.
     #[error("{0}: this folder holds files that are not a run's; name another folder with --run")]
     Foreign(PathBuf),
+    /// Another process writes here.
+    #[error("{0}: another tlpipe fits a head into this folder; wait for it, or name another folder with --run")]
+    Locked(PathBuf),
     /// There is no fitted head here.
     #[error("{0}: no run here (metrics.json is missing); fit a head first: tlpipe fit-head with the same pipeline or flags")]
     Missing(PathBuf),
@@ -381,6 +384,19 @@ impl RunDir {
         if foreign { Err(RunError::Foreign(self.path.clone())) } else { Ok(()) }
     }
 
+    /// Keeps other fits out of the folder as long as the answer lives: files of two fits would stand side by side. Where the system has no
+    /// locks on folders, nobody is kept out.
+    ///
+    /// # Errors
+    /// When another fit works here.
+    pub fn lock(&self) -> Result<Option<fs::File>, RunError> {
+        let Ok(folder) = fs::File::open(&self.path) else { return Ok(None) };
+        match folder.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => Err(RunError::Locked(self.path.clone())),
+            locked => Ok(locked.is_ok().then_some(folder)),
+        }
+    }
+
     /// Reads `metrics.json`.
     ///
     /// # Errors
@@ -476,5 +492,22 @@ impl RunDir {
         let io = |source| RunError::Io { path: path.clone(), source };
         fs::create_dir_all(&self.path).map_err(io)?;
         persist(&path, |file| file.write_all(content)).map_err(io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_fit_at_a_time_has_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::new(folder.path());
+        let first = run.lock().unwrap();
+        assert!(first.is_some());
+        assert!(matches!(RunDir::new(folder.path()).lock(), Err(RunError::Locked(path)) if path == folder.path()));
+        drop(first);
+        assert!(run.lock().is_ok());
+        assert!(RunDir::new(folder.path().join("none")).lock().unwrap().is_none());
     }
 }

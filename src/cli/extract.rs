@@ -30,6 +30,7 @@ pub struct ExtractArgs {
 
 /// Runs stage 1.
 pub fn main(args: &ExtractArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
+    args.pipeline.guard(&args.images, &["--features"])?;
     let pipeline = shell.pipeline(&args.pipeline, args.images.overrides())?;
     let extracted = pipeline::extract(&pipeline, &shell.context, args.rebuild, args.shard.map_or(Goal::Features, Goal::Slice))?;
     shell.output.result(&as_json(&extracted), || summary(&extracted))

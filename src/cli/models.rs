@@ -70,6 +70,9 @@ pub fn main(command: &ModelsCommand, shell: &Shell<'_>) -> anyhow::Result<()> {
             if same(out).is_some() && same(out) == same(&located.path) {
                 anyhow::bail!("{}: this is the model itself; name another file with -o", out.display());
             }
+            if out.exists() && Model::read(out).is_err() {
+                anyhow::bail!("{}: this file is no ONNX model, and would be replaced; name another with -o", out.display());
+            }
             let backbone = Backbone::load(&located, model.cut.as_deref(), layers, None)?;
             std::fs::write(out, backbone.model()).map_err(|error| anyhow::anyhow!("{}: {error}", out.display()))?;
             let result = json!({

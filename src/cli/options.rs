@@ -294,6 +294,32 @@ impl PipelineArgs {
         self.set.iter().map(|set| set.key.clone())
     }
 
+    /// Refuses other images than those of a pipeline file that nobody named: they would take the place of its features and its run.
+    /// `writes` are the flags of what the command writes.
+    pub fn guard(&self, images: &ImageArgs, writes: &[&str]) -> anyhow::Result<()> {
+        let (None, Some(file), Some(data)) = (&self.pipeline, file_of(None), &images.data) else { return Ok(()) };
+        let settings = Settings::load(Some(&file), &[])?;
+        let Some(own) = settings.data.source.filter(|own| own != data && !same_folder(Path::new(own), Path::new(data))) else {
+            return Ok(());
+        };
+        let is_set = |flag: bool, key: &str| flag || self.set.iter().any(|set| set.key == key);
+        let set = [
+            ("--features", settings.output.features.is_none() || is_set(self.features.is_some(), "output.features")),
+            ("--run", settings.output.run.is_none() || is_set(self.run.is_some(), "output.run")),
+        ];
+        let missing: Vec<&str> =
+            set.iter().filter(|(flag, is_set)| writes.contains(flag) && !is_set).map(|(flag, _)| *flag).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "{} is of {own}, and what it made would be replaced by that of {data}: add {}, or work in another folder (-C DIR)",
+            file.display(),
+            missing.join(" and ")
+        );
+        Err(Usage(text).into())
+    }
+
     /// The pipeline with every flag laid over it; `--set` wins over the named flags. What a user should know of it goes to `note`.
     pub fn resolve(&self, flags: impl IntoIterator<Item = Override>, note: impl FnOnce(String)) -> anyhow::Result<Pipeline> {
         let file = file_of(self.pipeline.as_deref());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::options::PipelineArgs;
+use super::options::{PipelineArgs, Usage};
 use super::shell::Shell;
 use super::{compare, say, summary};
 use crate::pipeline::{self, ReportOptions, Reported};
@@ -36,7 +36,7 @@ pub struct ReportArgs {
     #[arg(long, num_args = 2.., value_name = "RUN", conflicts_with_all = ["pipeline", "set", "features", "run", "data", "no_map"])]
     compare: Vec<PathBuf>,
     /// The page of --compare; the same facts as data go beside it [default: compare.html].
-    #[arg(long, value_name = "FILE", requires = "compare")]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
@@ -56,6 +56,9 @@ pub enum Format {
 /// Runs stage 3.
 pub fn main(args: &ReportArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let page_bytes = args.thumbnails_mib as usize * (1 << 20);
+    if args.output.is_some() && args.compare.is_empty() {
+        return Err(Usage("--output is the page of --compare; a run's own report lies in its folder".to_owned()).into());
+    }
     if !args.compare.is_empty() {
         return compared(args, shell, page_bytes);
     }

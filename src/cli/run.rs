@@ -41,6 +41,7 @@ pub fn main(args: &RunArgs, shell: &Shell<'_>) -> anyhow::Result<()> {
     let (context, output) = (&shell.context, shell.output);
     let uncached = args.no_cache.then(|| Override { key: "output.cache".into(), value: false.into() });
     let flags = args.images.overrides().into_iter().chain(args.head.overrides()).chain(uncached);
+    args.pipeline.guard(&args.images, &["--features", "--run"])?;
     let pipeline = shell.pipeline(&args.pipeline, flags)?;
     let keeps = pipeline.settings.output.keeps_features();
     if args.rebuild && !keeps {

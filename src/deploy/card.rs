@@ -135,7 +135,9 @@ impl Beside {
     /// When a file of that name is somebody's own.
     pub fn of(model: &Path) -> Result<Self, DeployError> {
         let name = |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
-        let (file, stem) = (name(model.file_name()), name(model.file_stem()));
+        let file = name(model.file_name());
+        // `a.onnx` and `a.ort` are two models.
+        let stem = file.strip_suffix(".onnx").unwrap_or(&file);
         let plain = Self { card: model.with_file_name(CARD), labels: model.with_file_name(LABELS) };
         match Owner::of(&plain.card) {
             Owner::Model(owner) if owner != file && owner != markdown::text(&file) => Self {

@@ -107,6 +107,14 @@ pub enum DeployError {
         /// Why.
         reason: String,
     },
+    /// No image could be classified.
+    #[error("none of the {images} images could be classified; of the first: {reason}")]
+    NoneUsable {
+        /// How many there are.
+        images: usize,
+        /// Why not.
+        reason: String,
+    },
     /// A user's word against what the model says of itself.
     #[error(
         "{0}: this classifier says itself what its classes and its preprocessing are; leave out --labels, --input-size, --resize and \

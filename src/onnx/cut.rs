@@ -125,7 +125,7 @@ impl Part<'_> {
         if self.input.dtype == InputType::Float16 {
             take_float32(&mut graph, &self.input.name);
         }
-        if names.contains(EMBEDDING) {
+        if names.contains(EMBEDDING) || graph.node.iter().rev().skip(1).any(|node| node.name() == EMBEDDING) {
             make_way(&mut graph);
         }
         graph
@@ -320,12 +320,15 @@ fn take_float32(graph: &mut GraphProto, name: &str) {
     }
 }
 
-/// Renames the model's own tensor that has the output's name.
+/// Renames the model's own tensor that has the output's name, and its nodes of that name: it may have been cut before.
 fn make_way(graph: &mut GraphProto) {
     let renamed = renamed();
     let Some(last) = graph.node.pop() else { return };
     let names = BTreeMap::from([(EMBEDDING, renamed.as_str())]);
     rename_in_nodes(&mut graph.node, &names);
+    for node in graph.node.iter_mut().filter(|node| node.name() == EMBEDDING) {
+        node.name = Some(renamed.clone());
+    }
     let mut last = last;
     for input in last.input.iter_mut().filter(|input| *input == EMBEDDING) {
         renamed.clone_into(input);

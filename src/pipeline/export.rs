@@ -149,6 +149,10 @@ fn check_place(out: &Path) -> Result<Beside, DeployError> {
     if out.is_dir() {
         return Err(unwritable(std::io::Error::other("it is a folder; name a file in it")));
     }
+    let is_model = || Model::read(out).ok().and_then(|model| Metadata::read(&model).ok().flatten()).is_some();
+    if std::fs::metadata(out).is_ok_and(|found| found.len() > 0) && !is_model() {
+        return Err(DeployError::InTheWay(out.to_owned()));
+    }
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     std::fs::create_dir_all(&folder).and_then(|()| tempfile::tempfile_in(&folder).map(drop)).map_err(unwritable)?;
     Beside::of(out)

@@ -71,6 +71,7 @@ pub fn fit_head(pipeline: &Pipeline, context: &Context<'_>, always: bool, on_epo
         return Ok(Fit { outcome: StageOutcome::UpToDate, metrics, loaded: None });
     }
     run.prepare()?;
+    let _lock = run.lock()?;
     warn_of_missing(&store, pipeline, context);
     let stage = Stage { pipeline, context, store: &store, run: &run, params: &checked, settings, fit_key, passing: false };
     let started = Instant::now();

@@ -43,6 +43,7 @@ pub fn sweep(pipeline: &Pipeline, context: &Context<'_>, plan: &Plan) -> Result<
     let store = pipeline.open_store()?;
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
+    let _lock = run.lock()?;
     warn_of_missing(&store, pipeline, context);
     let augmented = candidates.iter().any(|candidate| candidate.params.augments());
     let wanted = if augmented { Wanted::Views } else { Wanted::Means };

@@ -67,6 +67,7 @@ pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncach
     }
     let run = RunDir::new(&pipeline.run);
     run.prepare()?;
+    let _lock = run.lock()?;
     // What a run that was killed has left.
     for entry in std::fs::read_dir(&pipeline.run).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(SCRATCH) {

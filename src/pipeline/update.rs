@@ -26,6 +26,7 @@ type Changed = (Place, usize);
 pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, PipelineError> {
     let refused = |reason: String| PipelineError::Settings { origin: "--update".into(), reason };
     let run = RunDir::new(&pipeline.run);
+    let _lock = run.lock()?;
     let metrics = run.metrics()?;
     if metrics.solver != "ridge" {
         let reason =

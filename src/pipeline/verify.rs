@@ -343,7 +343,7 @@ impl<'a> Pass<'a> {
         let rows = from.dataset.splits().iter().find(|found| *found.name == *from.split).map_or(0, |found| found.rows);
         (context.observe)(Event::Started { task: TASK, total: Some(rows.min(limit) as u64), unit: Unit::Images });
         let mut records = from.dataset.records(&from.split)?.take(limit);
-        let mut done = 0;
+        let (mut done, mut refused) = (0, None);
         loop {
             let chunk = records.by_ref().take(CHUNK).collect::<Result<Vec<_>, _>>()?;
             if chunk.is_empty() {
@@ -359,19 +359,30 @@ impl<'a> Pass<'a> {
                         named.push((record.id, label.and_then(|label| self.labels.get(label).copied().flatten())));
                         images.push(bytes);
                     }
-                    Err(_) => self.unusable += 1,
+                    Err(reason) => {
+                        self.unusable += 1;
+                        refused.get_or_insert(reason);
+                    }
                 }
             }
             for (((id, label), bytes), said) in named.into_iter().zip(&images).zip(answers.to(&images)?) {
                 match said {
                     Ok(said) => self.add(id, label, bytes, &said),
-                    Err(_) => self.unusable += 1,
+                    Err(reason) => {
+                        self.unusable += 1;
+                        refused.get_or_insert(reason);
+                    }
                 }
             }
             (context.observe)(Event::Advanced { task: TASK, done });
         }
         (context.observe)(Event::Finished { task: TASK });
-        Ok(())
+        match refused {
+            Some(reason) if self.images == 0 => {
+                Err(DeployError::NoneUsable { images: self.unusable, reason: reason.to_string() }.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn add(&mut self, id: String, label: Option<usize>, bytes: &Bytes, said: &Said) {

@@ -241,12 +241,13 @@ fn leaks(facts: &Facts) -> Option<Standout> {
 /// Labels that are probably wrong.
 fn label_errors(facts: &Facts) -> Option<Standout> {
     let found = facts.audit.as_ref()?.count("label_error");
-    let rows = facts.fit.trained_on;
+    // Those of every split.
+    let rows: usize = facts.store.splits.iter().map(|split| split.rows).sum();
     let share = found as f64 / rows.max(1) as f64;
     (share > 0.02).then(|| Standout {
         kind: "label_errors",
         text: format!(
-            "The audit takes {found} labels for wrong, {} of the training images: look at the strongest of them first.",
+            "The audit takes {found} labels for wrong, {} of all images: look at the strongest of them first.",
             percent(share)
         ),
         weight: 20.0 * share,

@@ -157,7 +157,7 @@ fn runs_are_compared_on_a_page() {
     assert_eq!(csv.lines().map(|line| line.split(',').next().unwrap()).collect::<Vec<_>>(), ["run", "r", "s"]);
     assert!(scratch.path("b.html").is_file() && scratch.path("b.json").is_file());
     scratch.fails(2, &["report", "--compare", "r"]);
-    scratch.fails(2, &["report", "--output", "c.html"]);
+    scratch.fails(2, &["report", "r", "--output", "c.html"]);
     // A file of someone else's is not replaced, be it the page's or that of the data beside it.
     for (name, page) in [("mine.json", "mine.html"), ("photo.jpg", "photo.jpg")] {
         fs::write(scratch.path(name), "{\"schema\": 1}").unwrap();

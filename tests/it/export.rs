@@ -112,6 +112,9 @@ fn what_does_not_belong_together_is_refused() {
     refused(1, &["r", "--set", "backbone.resize=crop"], &["r/head.safetensors", "resize: squash in the store, crop asked for"]);
     refused(1, &["r", "--set", "backbone.input_size=40"], &["input_size: 32 in the store, 40 asked for", "fit the head again"]);
     refused(2, &["--run", "nothing"], &["nothing", "no run here"]);
+    let metrics = fs::read(scratch.path("r/metrics.json")).unwrap();
+    refused(1, &["r", "-o", "r/metrics.json"], &["metrics.json", "was not written by tlpipe", "-o"]);
+    assert_eq!(fs::read(scratch.path("r/metrics.json")).unwrap(), metrics);
     refused(1, &["r", "-o", "photos"], &["photos", "a folder", "-o"]);
     refused(1, &["r", "-o", "/proc/none/c.onnx"], &["/proc/none/c.onnx", "cannot be written", "-o"]);
     refused(2, &["r", "--quantize", "int4"], &["int4", "int8"]);

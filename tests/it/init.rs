@@ -166,6 +166,20 @@ fn results_never_go_among_the_images() {
 }
 
 #[test]
+fn other_images_do_not_take_the_place_of_those_of_the_file() {
+    let scratch = Scratch::new();
+    scratch.folders("photos", &["cat", "dog"], 6);
+    let other = scratch.folders("other", &["cat", "dog"], 3);
+    scratch.ok(&["init", "photos", "--model", "quickstart"]);
+    assert_eq!(scratch.json(&["run"])["extract"]["rows"], 12);
+    let said = scratch.fails(2, &["run", "--data", &other]);
+    assert!(said.contains("tlpipe.toml is of photos") && said.contains("add --features and --run"), "{said}");
+    assert_eq!(scratch.json(&["run", "--data", "photos"])["extract"]["rows"], 12);
+    assert!(scratch.fails(2, &["extract", "--data", &other]).contains("add --features, or"));
+    assert_eq!(scratch.json(&["extract", "--data", &other, "--features", "f"])["rows"], 6);
+}
+
+#[test]
 fn what_cannot_be_trained_on_is_said_and_nothing_is_written() {
     let scratch = Scratch::new();
     scratch.folders("one", &["cat"], 3);

@@ -86,6 +86,26 @@ fn layers_that_cannot_be_read_are_refused_before_anything_is_written() {
     let listed = scratch.json(&["models", "inspect", "quickstart"]);
     let deep = scratch.json(&["models", "inspect", "deep.onnx"]);
     assert!(deep["features"].as_u64() > listed["features"].as_u64());
+    // What was cut before is a backbone like any other.
+    scratch.ok(&["models", "cut", "quickstart", "-o", "cut.onnx"]);
+    for (model, features) in [("deep.onnx", "g"), ("cut.onnx", "h")] {
+        let args = [
+            "extract",
+            "--data",
+            &data,
+            "--model",
+            model,
+            "--input-size",
+            "32",
+            "--pixels",
+            "tensorflow",
+            "--features",
+            features,
+        ];
+        assert_eq!(scratch.json(&args)["rows"], 6, "{model}");
+    }
+    std::fs::write(scratch.path("notes.txt"), "mine").unwrap();
+    assert!(scratch.fails(1, &["models", "cut", "quickstart", "-o", "notes.txt"]).contains("no ONNX model"));
 }
 
 #[test]
