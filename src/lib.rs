@@ -47,6 +47,7 @@ pub mod extract;
 pub mod head;
 pub mod image;
 mod markdown;
+mod numbers;
 pub mod onnx;
 mod persist;
 pub mod pipeline;

@@ -7,6 +7,8 @@ use anstream::{AutoStream, ColorChoice};
 
 use serde::Serialize;
 
+pub(crate) use crate::numbers::count;
+
 /// How results are to be printed.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
@@ -66,19 +68,6 @@ pub fn link(path: &Path, on: &impl IsTerminal) -> String {
         Some(address) => format!("\x1b]8;;{address}\x1b\\{shown}\x1b]8;;\x1b\\"),
         None => shown,
     }
-}
-
-/// `60000` -> `60,000`.
-pub fn count(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// `310000000` -> `310 MB`.

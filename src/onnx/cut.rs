@@ -125,9 +125,7 @@ impl Part<'_> {
         if self.input.dtype == InputType::Float16 {
             take_float32(&mut graph, &self.input.name);
         }
-        if names.contains(EMBEDDING) || graph.node.iter().rev().skip(1).any(|node| node.name() == EMBEDDING) {
-            make_way(&mut graph);
-        }
+        make_way(&mut graph);
         graph
     }
 

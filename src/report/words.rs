@@ -3,6 +3,8 @@
 use minijinja::Environment;
 use minijinja::value::{Value, ValueKind};
 
+use crate::numbers::count;
+
 /// What stands for a value that does not exist.
 const NONE: &str = "–";
 
@@ -75,19 +77,6 @@ fn small(value: Option<f64>) -> String {
 /// A figure to sort by; nothing where there is none.
 fn plain(value: Option<f64>) -> String {
     value.filter(|value| value.is_finite()).map(|value| value.to_string()).unwrap_or_default()
-}
-
-/// A whole number in groups of three digits: `50,000`.
-fn count(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Seconds for a reader: `0.05 s`, `36.2 s`, `12 min 05 s`, `2 h 10 min`.

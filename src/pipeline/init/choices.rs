@@ -4,9 +4,9 @@ use serde::Serialize;
 use toml::Value;
 
 use super::Network;
-use super::file::count;
 use super::survey::{ClassBalance, Sizes, Survey};
 use crate::image::Resize;
+use crate::numbers::count;
 
 /// Images whose longer side is at most so many times the shorter one lose nothing worth a word when they are made square.
 const NEARLY_SQUARE: f64 = 1.1;

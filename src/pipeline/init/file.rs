@@ -4,6 +4,7 @@ use toml::Value;
 
 use super::survey::{Broken, Survey};
 use super::{Choice, SCHEMA_FILE};
+use crate::numbers::count;
 
 /// Characters of a line of comment at most.
 const WIDTH: usize = 100;
@@ -98,13 +99,6 @@ fn item(name: &str, text: &str) -> (String, String) {
 /// Names of files and classes may hold anything; neither a comment nor a terminal may.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// `60000` -> `60,000`.
-pub(super) fn count(number: usize) -> String {
-    let digits = number.to_string();
-    let comma = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
-    digits.chars().enumerate().flat_map(|(at, digit)| comma(at).then_some(',').into_iter().chain([digit])).collect()
 }
 
 fn wrapped(prefix: &str, text: &str) -> Vec<String> {
