@@ -86,7 +86,7 @@ fn on_a_terminal(scratch: &Scratch, args: &str, set: &[(&str, &str)]) -> Option<
     let program = assert_cmd::cargo::cargo_bin("tlpipe");
     let mut command = Command::new("script");
     command.current_dir(scratch.path("")).args(["-qec", &format!("{} {args}", program.display()), "/dev/null"]);
-    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM_PROGRAM", "VTE_VERSION", "FORCE_HYPERLINK", "COLORTERM"] {
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM_PROGRAM", "VTE_VERSION", "FORCE_HYPERLINK", "COLORTERM", "CI"] {
         command.env_remove(name);
     }
     command.env("TERM", "xterm-256color").envs(set.iter().copied()).stdin(std::process::Stdio::null());
