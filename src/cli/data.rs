@@ -109,7 +109,8 @@ fn inspect(args: &InspectArgs, context: &Context<'_>, output: say::Output) -> an
     let contents = Contents::of(&args.source, &dataset);
     output.result(&contents, || {
         let mut lines = vec![format!("{} · {}", contents.source, contents.kind)];
-        lines.extend(contents.splits.iter().map(|split| format!("  {:<12} {} images", split.name, say::count(split.rows))));
+        let split = |name: &str, rows| format!("  {:<12} {} images", say::printable(name), say::count(rows));
+        lines.extend(contents.splits.iter().map(|found| split(&found.name, found.rows)));
         lines.push(format!("  {} classes: {}", contents.classes.len(), some_of(&contents.classes)));
         lines.extend(contents.warnings.iter().map(|warning| format!("  warning: {warning}")));
         lines.join("\n")
@@ -119,8 +120,10 @@ fn inspect(args: &InspectArgs, context: &Context<'_>, output: say::Output) -> an
 /// The first few of many names.
 fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 12;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| say::printable(name)).collect();
+    let shown = shown.join(", ");
     match names.len() {
-        0..=SHOWN => names.join(", "),
-        many => format!("{}, and {} more", names[..SHOWN].join(", "), many - SHOWN),
+        0..=SHOWN => shown,
+        many => format!("{shown}, and {} more", many - SHOWN),
     }
 }

@@ -226,6 +226,9 @@ impl PredictArgs {
         if self.inputs.is_empty() && self.files_from.is_none() && self.watch.is_none() {
             return usage("no images named: give files, folders, patterns or addresses, - for stdin, --files-from or --watch");
         }
+        if let Some(folder) = self.watch.as_ref().filter(|folder| !folder.is_dir()) {
+            return usage(&format!("--watch {}: no such folder; make it first, or name another", folder.display()));
+        }
         let listed = self.files_from.as_deref().map(listed).transpose()?.unwrap_or_default();
         let options = SourceOptions { image_column: self.image_column.clone(), ..SourceOptions::default() };
         let search = &shell.context.search;
@@ -362,7 +365,7 @@ struct Table<W: Write> {
 impl<W: Write> Table<W> {
     fn new(to: W, classes: &[String]) -> Self {
         const WIDEST: usize = 32;
-        let classes: Vec<String> = classes.iter().map(|name| printable(name)).collect();
+        let classes: Vec<String> = classes.iter().map(|name| say::printable(name)).collect();
         let width = classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).clamp("unsure".len(), WIDEST);
         Self { to, classes, width, header: true }
     }
@@ -378,7 +381,7 @@ impl<W: Write> Rows for Table<W> {
         if std::mem::take(&mut self.header) {
             writeln!(self.to, "{:width$}  {:>7}  file", "class", "prob.")?;
         }
-        let file = printable(&prediction.id);
+        let file = say::printable(&prediction.id);
         match &prediction.answer {
             Ok(Answer { top, sure }) => {
                 let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
@@ -391,7 +394,7 @@ impl<W: Write> Rows for Table<W> {
                 let line = format!("{class:width$}  {:>7}  {file}{others}", percent(best.probability));
                 writeln!(self.to, "{line}")
             }
-            Err(reason) => writeln!(self.to, "{:width$}  {:>7}  {file}: {}", "error", "-", printable(reason)),
+            Err(reason) => writeln!(self.to, "{:width$}  {:>7}  {file}: {}", "error", "-", say::printable(reason)),
         }
     }
 
@@ -402,11 +405,6 @@ impl<W: Write> Rows for Table<W> {
     fn finish(&mut self, _: Summary<'_>) -> io::Result<()> {
         self.to.flush()
     }
-}
-
-/// A text without characters that move a terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]

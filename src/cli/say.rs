@@ -70,6 +70,11 @@ pub fn link(path: &Path, on: &impl IsTerminal) -> String {
     }
 }
 
+/// A text without characters that move a terminal's cursor.
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
 /// `310000000` -> `310 MB`.
 #[allow(clippy::cast_precision_loss)]
 pub fn bytes(number: u64) -> String {

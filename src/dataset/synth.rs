@@ -31,6 +31,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use rayon::prelude::*;
 
+use crate::persist::Draft;
 use drawing::{FIGURES, PRETRAINING_FIGURES};
 
 /// Version of the drawing: another version draws other pixels from the same seed.
@@ -89,6 +90,12 @@ pub enum SynthError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file of the name is there already.
+    #[error("{path} is there already and is not replaced; name another folder, or remove it first")]
+    Exists {
+        /// The file.
+        path: PathBuf,
     },
     /// The rows could not be encoded.
     #[error("{path}: {reason}; the disk may be full: free space or name another folder")]
@@ -196,36 +203,36 @@ fn picture(figure: drawing::Figure, seed: u64, stream: u64, side: u32) -> RgbIma
 /// PNG, and `path`), `label` (int64), class names in the `huggingface` metadata. Each file appears whole or not at all.
 ///
 /// # Errors
-/// When a setting is out of range, or a file cannot be written.
+/// When a setting is out of range, a file is there already, or one cannot be written.
 pub fn write(params: &SynthParams, dir: &Path) -> Result<Written, SynthError> {
     params.check()?;
     std::fs::create_dir_all(dir).map_err(|source| SynthError::Io { path: dir.to_path_buf(), source })?;
-    Ok(Written {
-        train: write_split(params, Split::Train, params.train, dir)?,
-        test: write_split(params, Split::Test, params.test, dir)?,
-    })
+    let file = |split: Split| dir.join(format!("{}-00000-of-00001.parquet", split.name()));
+    let written = Written { train: file(Split::Train), test: file(Split::Test) };
+    if let Some(path) = [&written.train, &written.test].into_iter().find(|path| path.exists()) {
+        return Err(SynthError::Exists { path: path.clone() });
+    }
+    write_split(params, Split::Train, params.train, &written.train)?;
+    write_split(params, Split::Test, params.test, &written.test)?;
+    Ok(written)
 }
 
-fn write_split(params: &SynthParams, split: Split, count: u64, dir: &Path) -> Result<PathBuf, SynthError> {
-    let path = dir.join(format!("{}-00000-of-00001.parquet", split.name()));
-    let io = |source| SynthError::Io { path: path.clone(), source };
-    let encode = |reason: String| SynthError::Encode { path: path.clone(), reason };
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+fn write_split(params: &SynthParams, split: Split, count: u64, path: &Path) -> Result<(), SynthError> {
+    let io = |source| SynthError::Io { path: path.to_path_buf(), source };
+    let encode = |reason: String| SynthError::Encode { path: path.to_path_buf(), reason };
+    let mut draft = Draft::create(path).map_err(io)?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::UNCOMPRESSED) // PNG is compressed already
         .set_dictionary_enabled(false)
         .set_key_value_metadata(Some(vec![KeyValue::new("huggingface".to_owned(), hugging_face_metadata())]))
         .build();
-    let mut writer =
-        ArrowWriter::try_new(file.as_file_mut(), schema(), Some(properties)).map_err(|error| encode(error.to_string()))?;
+    let mut writer = ArrowWriter::try_new(draft.file(), schema(), Some(properties)).map_err(|error| encode(error.to_string()))?;
     for start in (0..count).step_by(ROW_GROUP as usize) {
         let batch = row_group(params, split, start..count.min(start + ROW_GROUP)).map_err(encode)?;
         writer.write(&batch).and_then(|()| writer.flush()).map_err(|error| encode(error.to_string()))?;
     }
     writer.close().map_err(|error| encode(error.to_string()))?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(&path).map_err(|error| io(error.error))?;
-    Ok(path)
+    draft.keep_new().map_err(io)
 }
 
 fn row_group(params: &SynthParams, split: Split, rows: std::ops::Range<u64>) -> Result<RecordBatch, String> {
@@ -357,13 +364,17 @@ mod tests {
     }
 
     #[test]
-    fn writing_twice_gives_the_same_bytes_and_leaves_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let written = write(&small(), dir.path()).unwrap();
-        let first = fs::read(&written.train).unwrap();
-        assert_eq!(write(&small(), dir.path()).unwrap(), written);
-        assert_eq!(fs::read(&written.train).unwrap(), first);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    fn the_same_settings_give_the_same_bytes_and_nothing_is_replaced() {
+        let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let written = [&first, &second].map(|dir| write(&small(), dir.path()).unwrap());
+        assert_eq!(fs::read(&written[0].train).unwrap(), fs::read(&written[1].train).unwrap());
+        assert_eq!(fs::read_dir(first.path()).unwrap().count(), 2);
+        fs::remove_file(&written[0].train).unwrap();
+        fs::write(&written[0].test, "mine").unwrap();
+        let refused = write(&small(), first.path()).unwrap_err().to_string();
+        assert!(refused.contains("test-00000-of-00001.parquet is there already"), "{refused}");
+        assert_eq!(fs::read(&written[0].test).unwrap(), b"mine");
+        assert!(!written[0].train.exists());
     }
 
     #[test]

@@ -304,8 +304,13 @@ impl Classifier {
 
     /// Runs a batch, of which the first so many images count.
     fn read(&self, graph: &Graph, batch: Images<'_>, shape: [usize; 4], images: usize) -> Result<Vec<f32>, DeployError> {
-        let answer = graph.run(batch, shape, &[&self.reading.output])?.pop().and_then(Answer::floats);
-        let mut values = answer.ok_or_else(|| self.unfit(format!("its output {:?} is not of float32", self.reading.output)))?;
+        let output = &self.reading.output;
+        let Some(Answer::Float32(found, mut values)) = graph.run(batch, shape, &[output])?.pop() else {
+            return Err(self.unfit(format!("its output {output:?} is not of float32")));
+        };
+        if found.iter().skip(1).filter(|&&size| size != 1).count() > 1 {
+            return Err(self.unfit(format!("its output {output:?} has shape {found:?}, not a row of class scores an image")));
+        }
         values.truncate(values.len() / shape[0] * images);
         Ok(values)
     }

@@ -113,12 +113,9 @@ pub fn audit(pipeline: &Pipeline, context: &Context<'_>, plan: AuditPlan) -> Res
     summary.store_digest = manifest.digest();
     let all = started.elapsed().as_secs_f64();
     summary.seconds = Seconds { load, neighbours, labels: labels_seconds, rest, data_curve: 0.0, all };
-    run.remove(AUDIT)?;
-    run.remove(DATA_CURVE)?;
     let encoded = audit::to_parquet(&whole, &findings);
     let encoded = encoded.map_err(|source| PipelineError::Findings { path: run.file(AUDIT_FINDINGS), source })?;
-    run.write(AUDIT_FINDINGS, &encoded)?;
-    run.write_audit(&summary)?;
+    run.write_audit(&summary, &encoded)?;
     if plan.data_curve {
         let curve_started = Instant::now();
         let measured = data_curve::measure(&images, params, context);
@@ -130,7 +127,7 @@ pub fn audit(pipeline: &Pipeline, context: &Context<'_>, plan: AuditPlan) -> Res
         summary.data_curve = Some(curve);
         summary.seconds.data_curve = curve_started.elapsed().as_secs_f64();
         summary.seconds.all = started.elapsed().as_secs_f64();
-        run.write_audit(&summary)?;
+        run.write_summary(&summary)?;
     }
     Ok(Audited { summary, findings: run.file(AUDIT_FINDINGS), json: run.file(AUDIT) })
 }

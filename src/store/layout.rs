@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Float16Type};
+use half::slice::HalfFloatSliceExt as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,22 @@ impl Dtype {
         *self == Self::default()
     }
 
+    /// Appends numbers, little-endian.
+    pub(super) fn append(self, numbers: &[f32], to: &mut Vec<u8>) {
+        let start = to.len();
+        to.resize(start + numbers.len() * self.size(), 0);
+        match self {
+            Self::Float32 => {
+                let places = to[start..].as_chunks_mut().0;
+                places.iter_mut().zip(numbers).for_each(|(place, number)| *place = number.to_le_bytes());
+            }
+            Self::Float16 => {
+                let places = to[start..].as_chunks_mut().0;
+                places.iter_mut().zip(narrowed(numbers)).for_each(|(place, half)| *place = half.to_le_bytes());
+            }
+        }
+    }
+
     /// Hands each number of some, which are little-endian, to `act`, with the place that it belongs to.
     #[inline]
     pub(super) fn each(self, numbers: &[u8], places: &mut [f32], act: impl Fn(&mut f32, f32)) {
@@ -84,6 +101,13 @@ impl Dtype {
             }
         }
     }
+}
+
+/// Numbers as float16, rounded to even.
+pub(super) fn narrowed(numbers: &[f32]) -> Vec<Half> {
+    let mut halves = vec![Half::ZERO; numbers.len()];
+    halves.convert_from_f32_slice(numbers);
+    halves
 }
 
 /// Exponent of what is not finite in float16.

@@ -2,17 +2,105 @@
 //!
 //! Embeddings are written plain and uncompressed, so a page ends in its values as they are in memory: they are copied as they
 //! are, without the lists that Parquet makes of them, and can be read from the file without the rest of it.
+//!
+//! ```text
+//! length, repetition levels: 0 where a row begins, else 1 │ length, definition levels: all 1 │ values, little-endian
+//! ```
+//!
+//! The levels of full lists are known beforehand, as runs: to find them value by value took longer than all else that writing does.
 
 use std::path::Path;
 
 use bytes::Bytes;
-use parquet::basic::{Encoding, LogicalType, Type};
-use parquet::column::page::Page;
+use parquet::basic::{Compression, Encoding, LogicalType, Type};
+use parquet::column::page::{CompressedPage, Page, PageWriter as _};
+use parquet::column::writer::ColumnCloseResult;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ColumnChunkMetaData, OffsetIndexBuilder};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
-use parquet::schema::types::ColumnDescriptor;
+use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::{ColumnDescPtr, ColumnDescriptor};
 
 use super::layout::{Dtype, Layout, Reading};
 use super::{ShardRecord, StoreError};
+
+/// Embeddings of one view, row-major `[rows, D]`, as a column of a row group: one page, and what the file has to say of it.
+///
+/// # Errors
+/// When the page is longer than a file can say.
+pub(super) fn chunk(
+    column: &ColumnDescPtr,
+    layout: &Layout,
+    embeddings: &[f32],
+) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
+    let rows = embeddings.len() / layout.dimension.max(1);
+    let mut page = Vec::with_capacity(embeddings.len() * layout.dtype.size() + 16 * rows + 16);
+    levels(&mut page, |runs| {
+        for _ in 0..rows {
+            run(runs, 0, 1);
+            run(runs, 1, layout.dimension - 1);
+        }
+    });
+    levels(&mut page, |runs| run(runs, 1, embeddings.len()));
+    layout.dtype.append(embeddings, &mut page);
+
+    let page = Page::DataPage {
+        num_values: u32::try_from(embeddings.len()).map_err(|error| ParquetError::External(error.into()))?,
+        buf: page.into(),
+        encoding: Encoding::PLAIN,
+        def_level_encoding: Encoding::RLE,
+        rep_level_encoding: Encoding::RLE,
+        statistics: None,
+    };
+    let length = page.buffer().len();
+    let mut to = TrackedWrite::new(Vec::with_capacity(length + 64));
+    let written = SerializedPageWriter::new(&mut to).write_page(CompressedPage::new(page, length))?;
+    let size = |bytes: usize| i64::try_from(bytes).map_err(|error| ParquetError::External(error.into()));
+    let metadata = ColumnChunkMetaData::builder(column.clone())
+        .set_compression(Compression::UNCOMPRESSED)
+        .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
+        .set_num_values(size(embeddings.len())?)
+        .set_total_compressed_size(size(written.compressed_size)?)
+        .set_total_uncompressed_size(size(written.uncompressed_size)?)
+        .set_data_page_offset(0)
+        .build()?;
+    let mut offsets = OffsetIndexBuilder::new();
+    offsets.append_row_count(size(rows)?);
+    offsets
+        .append_offset_and_size(0, i32::try_from(written.compressed_size).map_err(|error| ParquetError::External(error.into()))?);
+    let close = ColumnCloseResult {
+        bytes_written: written.bytes_written,
+        rows_written: rows as u64,
+        metadata,
+        bloom_filter: None,
+        column_index: None,
+        offset_index: Some(offsets.build()),
+    };
+    Ok((to.into_inner()?.into(), close))
+}
+
+/// Levels, with their length before them.
+fn levels(page: &mut Vec<u8>, runs: impl FnOnce(&mut Vec<u8>)) {
+    let start = page.len();
+    page.extend([0; 4]);
+    runs(page);
+    let length = (page.len() - start - 4) as u32;
+    page[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// A run of one level in Parquet's hybrid encoding, if it has a length: that as a varint whose last bit says that it is a run, then
+/// the level.
+fn run(to: &mut Vec<u8>, level: u8, length: usize) {
+    let mut rest = length << 1;
+    if rest == 0 {
+        return;
+    }
+    while rest >= 0x80 {
+        to.push((rest & 0x7f) as u8 | 0x80);
+        rest >>= 7;
+    }
+    to.extend([rest as u8, level]);
+}
 
 /// The values of a shard's embeddings of one view, little-endian, in the pages' order.
 ///
@@ -97,4 +185,65 @@ pub(super) fn embeddings(
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use arrow::array::{Array as _, AsArray as _};
+    use arrow::compute::cast;
+    use arrow::datatypes::{DataType, Float32Type};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    use super::*;
+    use crate::store::{Store, fixture};
+
+    #[test]
+    fn levels_are_runs() {
+        let mut page = Vec::new();
+        levels(&mut page, |runs| {
+            run(runs, 0, 1);
+            run(runs, 1, 200);
+            run(runs, 1, 0);
+        });
+        assert_eq!(page, [5, 0, 0, 0, 0b10, 0, 0x90, 0b11, 1]);
+    }
+
+    /// Another reader, which makes lists of the levels, finds the rows that were written.
+    #[test]
+    fn pages_are_those_of_full_lists() {
+        for (width, rows, dtype) in
+            [(1, 5, Dtype::Float32), (2, 700, Dtype::Float16), (1280, 900, Dtype::Float32), (20_000, 70, Dtype::Float16)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let mut parts = fixture::parts();
+            parts.dtype = dtype;
+            parts.views.push("hflip".into());
+            fixture::write_as(parts, dir.path(), &[("train", rows)], width, 3, |_, _| {});
+            let store = Store::open(dir.path()).unwrap();
+            let file = File::open(dir.path().join(&store.manifest().shards[0].file)).unwrap();
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            let groups = builder.metadata().num_row_groups();
+            assert_eq!(groups > 1, width > 700, "{groups} row groups");
+            for (view, name) in ["embedding", "embedding_hflip"].into_iter().enumerate() {
+                let own = store.load_view(&["train"], view).unwrap().embeddings;
+                let file = File::open(dir.path().join(&store.manifest().shards[0].file)).unwrap();
+                let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().with_batch_size(33).build().unwrap();
+                let (mut row, mut found) = (0, 0);
+                for batch in reader {
+                    let batch = batch.unwrap();
+                    let lists = batch.column_by_name(name).unwrap().as_fixed_size_list();
+                    assert_eq!((lists.value_length() as usize, lists.null_count()), (width, 0));
+                    let values = cast(lists.values(), &DataType::Float32).unwrap();
+                    let values = values.as_primitive::<Float32Type>().values().to_vec();
+                    let expected = own.slice(ndarray::s![row..row + batch.num_rows(), ..]);
+                    assert_eq!(values, expected.iter().copied().collect::<Vec<_>>(), "{width} {dtype:?} {name} from {row}");
+                    row += batch.num_rows();
+                    found += values.len();
+                }
+                assert_eq!((row, found), (rows, rows * width));
+            }
+        }
+    }
 }

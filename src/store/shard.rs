@@ -1,7 +1,7 @@
 //! One Parquet file of the store: its schema, how it is written, how it is read.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,20 +9,19 @@ use arrow::array::{Array as _, ArrayRef, AsArray as _, FixedSizeListArray, Float
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, FieldRef, Int32Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_writer::compute_leaves;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
-use parquet::schema::types::ColumnPath;
 
 use super::exchange::KEY;
-use super::layout::{Dtype, Half, Layout};
-use super::{ShardRecord, StoreError};
+use super::layout::{Dtype, Layout, narrowed};
+use super::{ShardRecord, StoreError, pages};
 use crate::persist::persist;
 
 /// Everything about a row but its embedding.
@@ -73,7 +72,7 @@ pub(super) fn list(layout: &Layout, values: Vec<f32>, present: Option<NullBuffer
     let width = i32::try_from(layout.dimension).map_err(|error| ArrowError::SchemaError(error.to_string()))?;
     let values: ArrayRef = match layout.dtype {
         Dtype::Float32 => Arc::new(Float32Array::from(values)),
-        Dtype::Float16 => Arc::new(Float16Array::from_iter_values(values.into_iter().map(Half::from_f32))),
+        Dtype::Float16 => Arc::new(Float16Array::from(narrowed(&values))),
     };
     Ok(Arc::new(FixedSizeListArray::try_new(item(layout.dtype), width, values, present)?))
 }
@@ -103,13 +102,13 @@ pub(super) fn write(draft: Draft) -> Result<ShardRecord, StoreError> {
     }
     let (split, file, rows) = (draft.split.clone(), draft.file.clone(), draft.rows.len());
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
-    persist(&path, |file| {
-        let mut hashing = Hashing { file, hasher: &mut hasher, bytes: &mut bytes };
-        encode(draft, &mut hashing)
-    })
-    .map_err(StoreError::write(&path))?;
+    persist(&path, |file| encode(draft, Hashing { file, hasher: &mut hasher, bytes: &mut bytes }))
+        .map_err(StoreError::write(&path))?;
     Ok(ShardRecord { split, file, rows, bytes, blake3: hasher.finalize().to_hex().to_string() })
 }
+
+/// Bytes that are handed to the disk and hashed at once.
+const BUFFER: usize = 256 << 10;
 
 /// Hashes what is written while it is still near the core.
 struct Hashing<'a> {
@@ -137,12 +136,12 @@ fn rows_per_group(dimension: usize) -> usize {
     (MOST_VALUES / dimension.max(1)).clamp(64, 4096)
 }
 
-fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
+fn encode(draft: Draft, to: Hashing<'_>) -> io::Result<()> {
     let Draft { key, classes, layout, split, rows, embeddings, .. } = draft;
     let width = i32::try_from(layout.dimension).map_err(io::Error::other)?;
     let schema = schema(&layout, width);
     let class = |row: &Row| row.label.and_then(|label| classes.get(usize::try_from(label).ok()?)).cloned();
-    let mut columns: Vec<ArrayRef> = vec![
+    let described: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.id))),
         Arc::new(StringArray::from_iter_values(rows.iter().map(|_| &split))),
         Arc::new(Int32Array::from_iter(rows.iter().map(|row| row.label))),
@@ -151,30 +150,36 @@ fn encode(draft: Draft, to: &mut Hashing<'_>) -> io::Result<()> {
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.width))),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.height))),
     ];
-    for values in embeddings {
-        columns.push(list(&layout, values, None).map_err(io::Error::other)?);
-    }
-    let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(io::Error::other)?;
-    let mut properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
-    // Floats neither compress nor repeat: plain pages are read at the speed of memory. The texts do both.
-    for column in &layout.columns {
-        let embedding = ColumnPath::from(vec![column.clone(), "list".to_owned(), "item".to_owned()]);
-        properties = properties
-            .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
-            .set_column_dictionary_enabled(embedding.clone(), false)
-            .set_column_statistics_enabled(embedding, parquet::file::properties::EnabledStatistics::None);
-    }
-    let rows_per_group = rows_per_group(layout.dimension);
-    let properties = properties
-        .set_max_row_group_row_count(Some(rows_per_group))
+    // Floats neither compress nor repeat: their plain pages are read at the speed of memory. The texts do both.
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
         .set_created_by(concat!("tlpipe ", env!("CARGO_PKG_VERSION")).into())
         .set_key_value_metadata(Some(vec![KeyValue::new(KEY.into(), key)]))
         .build();
-    let mut writer = ArrowWriter::try_new(to, schema, Some(properties)).map_err(written)?;
-    for start in (0..rows.len()).step_by(rows_per_group) {
-        writer.write(&batch.slice(start, rows_per_group.min(rows.len() - start))).map_err(written)?;
+    let to = BufWriter::with_capacity(BUFFER, to);
+    let (mut writer, columns) = ArrowWriter::try_new(to, Arc::clone(&schema), Some(properties))
+        .and_then(ArrowWriter::into_serialized_writer)
+        .map_err(written)?;
+    let rows_per_group = rows_per_group(layout.dimension);
+    for (index, start) in (0..rows.len()).step_by(rows_per_group).enumerate() {
+        let count = rows_per_group.min(rows.len() - start);
+        let encoders = columns.create_column_writers(index).map_err(written)?;
+        let descriptors = writer.schema_descr().columns()[described.len()..].to_vec();
+        let mut group = writer.next_row_group().map_err(written)?;
+        for ((array, field), mut encoder) in described.iter().zip(schema.fields()).zip(encoders) {
+            for leaf in compute_leaves(field, &array.slice(start, count)).map_err(written)? {
+                encoder.write(&leaf).map_err(written)?;
+            }
+            encoder.close().and_then(|chunk| chunk.append_to_row_group(&mut group)).map_err(written)?;
+        }
+        for (values, descriptor) in embeddings.iter().zip(&descriptors) {
+            let values = &values[start * layout.dimension..(start + count) * layout.dimension];
+            let (chunk, close) = pages::chunk(descriptor, &layout, values).map_err(written)?;
+            group.append_column(&chunk, close).map_err(written)?;
+        }
+        group.close().map_err(written)?;
     }
-    writer.close().map(drop).map_err(written)
+    writer.into_inner().map_err(written)?.flush()
 }
 
 /// The disk's own error where there is one.

@@ -136,7 +136,12 @@ fn files_in_any_order_become_the_store_of_extract() {
     scratch.ok(&["store", "adopt", "ray", "--expect-rows", "45", "--features", "./ray", "--threads", "1"]);
     assert_eq!(files(&scratch.path("ray")), STORE);
     assert_is_that_of_extract(&scratch, "ray", &[]);
-    for (args, needle) in [(&["ray"][..], "already"), (&["f", "--expect-rows", "45"], "already")] {
+    for (args, needle) in [
+        (&["ray"][..], "already"),
+        (&["f", "--expect-rows", "45"], "already"),
+        (&["gone", "--features", "g"], "gone: no such folder; name the folder that the engine wrote to"),
+        (&["ray", "--ids", "gone.txt"], "gone.txt: cannot be read"),
+    ] {
         let said = scratch.fails(1, &[&["store", "adopt"][..], args].concat());
         assert!(said.contains(needle), "{said}");
     }

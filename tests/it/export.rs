@@ -171,6 +171,14 @@ fn a_model_that_is_not_ours_or_was_changed_is_found_out() {
     scratch.ok(&["models", "cut", "quickstart", "-o", "cut.onnx"]);
     let said = scratch.fails(2, &["verify", "cut.onnx", "photos"]);
     assert!(said.contains("none of its 2 classes (cat, dog)") && said.contains("--labels"), "{said}");
+    // A map is no row of scores.
+    let mut proto = Model::read(&scratch.path("cut.onnx")).unwrap().proto().clone();
+    let graph = proto.graph.as_mut().unwrap();
+    let pool = graph.node.iter().find(|node| node.op_type() == "GlobalAveragePool").unwrap();
+    graph.output[0].name = Some(pool.input[0].clone());
+    graph.output[0].r#type.as_mut().unwrap().value = None;
+    fs::write(scratch.path("map.onnx"), prost::Message::encode_to_vec(&proto)).unwrap();
+    refused(&["map.onnx", "photos"], &["map.onnx", "not a row of class scores an image"]);
     fs::write(scratch.path("text.onnx"), "no model").unwrap();
     refused(&["text.onnx", "photos"], &["text.onnx", "not an ONNX model"]);
     refused(&["none.onnx", "photos"], &["none.onnx"]);

@@ -161,7 +161,7 @@ fn what_cannot_be_is_said_before_anything_is_done() {
     says(2, &["m.onnx", "photos", "--threshold", "1.5"], "from 0 to 1");
     says(2, &["m.onnx", "photos", "--format", "xml"], "ndjson");
     says(2, &["m.onnx", "--watch", "photos", "--format", "json"], "use csv or ndjson");
-    says(1, &["m.onnx", "--watch", "gone"], "gone: cannot be read");
+    says(2, &["m.onnx", "--watch", "gone"], "gone: no such folder");
     says(1, &["m.onnx", "https://host/a.png", "--offline"], "--offline");
     assert!(!scratch.path("p.csv").exists());
 }

@@ -131,8 +131,8 @@ impl Store {
 fn client(address: &Address, patience: Duration) -> Result<Arc<dyn ObjectStore>, Error> {
     let root = address.root.as_str();
     let backoff = BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() };
-    // Time alone ends the retries.
-    let retry = RetryConfig { backoff, max_retries: usize::MAX, retry_timeout: patience };
+    // Time alone ends the retries, but an error quotes their limit.
+    let retry = RetryConfig { backoff, max_retries: 10_000, retry_timeout: patience };
     Ok(match address.scheme {
         Scheme::S3 => Arc::new(AmazonS3Builder::from_env().with_url(root).with_retry(retry).build()?),
         Scheme::Gcs => Arc::new(GoogleCloudStorageBuilder::from_env().with_url(root).with_retry(retry).build()?),

@@ -303,6 +303,7 @@ fn short_hash(id: &str) -> [u8; 16] {
 /// # Errors
 /// When it cannot be read as text.
 pub fn lines(path: &Path) -> Result<Vec<String>, AdoptError> {
-    let text = fs::read_to_string(path).map_err(StoreError::io(path))?;
+    let unread = |error| AdoptError::file(path, format!("cannot be read ({error}); name a text file with an entry in each line"));
+    let text = fs::read_to_string(path).map_err(unread)?;
     Ok(text.lines().map(|line| line.trim_end_matches('\r').to_owned()).filter(|line| !line.is_empty()).collect())
 }
