@@ -92,7 +92,7 @@ def curve(args):
     side = args.curve
     taps = [tap["tensor"] for tap in run(args.tlpipe, "--json", "models", "inspect", args.model)["taps"]]
     sets = {"the cut alone": "pooled", "`multi`": "multi"}
-    for count in sorted({*range(4, len(taps), 4), len(taps) - 3, len(taps)}):
+    for count in [*range(4, len(taps) - 3, 4), len(taps) - 3, len(taps)]:
         sets[f"the last {count} and the cut"] = ",".join(taps[-count:])
     rows, points = [], []
     for at, ((label, layers), cost) in enumerate(zip(sets.items(), costs(args, side, sets.values()))):
@@ -101,15 +101,14 @@ def curve(args):
         if not os.path.exists(os.path.join(folder, "metrics.json")):
             extract(args, name, side, layers, "identity")
             fit(args, name, folder, "ridge")
-        metrics, figures = read(os.path.join(folder, "metrics.json")), read(name + ".json")
+        metrics = read(os.path.join(folder, "metrics.json"))
         accuracy = [metrics[part]["accuracy"] for part in ("validation", "test")]
-        rows.append([label, f"{metrics['features']:,}", *(f"{value:.4f}" for value in accuracy), f"{cost:.3f}",
-                     f"{figures['seconds']:.1f} s", f"{fit_seconds(metrics):.1f} s"])
+        rows.append([label, f"{metrics['features']:,}", *(f"{value:.4f}" for value in accuracy), f"{cost:.3f}", f"{fit_seconds(metrics):.1f} s"])
         points.append((cost, accuracy[1], label))
         print(*rows[-1], sep=" | ", flush=True)
         if args.remove:
             shutil.rmtree(name, ignore_errors=True)
-    table(["tensors", "features", "hold-out", "test", "network alone, x the cut", "extraction", "fit"], rows)
+    table(["tensors", "features", "hold-out", "test", "network alone, x the cut", "fit"], rows)
     if args.svg:
         draw(side, points, args.svg)
 
@@ -118,15 +117,17 @@ def draw(side, points, path):
     import matplotlib
     matplotlib.use("svg")
     from matplotlib import pyplot
-    matplotlib.rcParams["svg.hashsalt"] = "layers"
+    matplotlib.rcParams.update({"svg.hashsalt": "layers", "svg.fonttype": "none"})
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     line = [point for point in points if point[2] != "`multi`"]
     axes.plot([point[0] for point in line], [point[1] for point in line], marker="o", color="#1f6f8b")
     for cost, accuracy, label in points:
-        if label == "`multi`":
+        aside = label == "`multi`"
+        if aside:
             axes.plot([cost], [accuracy], marker="D", color="#c8553d", linestyle="none")
-        name = label.strip("`").replace("the last ", "").replace(" and the cut", "").replace("the cut alone", "cut")
-        axes.annotate(name, (cost, accuracy), xytext=(5, -11), textcoords="offset points", fontsize=8)
+        name = label.strip("`").replace("the last ", "").replace(" and the cut", "").replace("the cut alone", "the cut")
+        axes.annotate(name, (cost, accuracy), xytext=(0, -15 if aside else 7), textcoords="offset points", fontsize=8, ha="center")
+    axes.margins(0.07, 0.1)
     axes.set_xlabel("time of the network alone, times that of the cut (one thread)")
     axes.set_ylabel("test accuracy, ridge")
     axes.set_title(f"CIFAR-10, MobileNetV2 at {side} px: the last tensors, how many of them", fontsize=10)

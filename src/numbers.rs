@@ -12,3 +12,14 @@ pub(crate) fn count(number: usize) -> String {
     }
     text
 }
+
+/// `310000000` -> `310 MB`.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn bytes(number: u64) -> String {
+    match number {
+        0..1_000 => format!("{number} B"),
+        1_000..1_000_000 => format!("{:.0} kB", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", number as f64 / 1e6),
+        _ => format!("{:.1} GB", number as f64 / 1e9),
+    }
+}

@@ -7,7 +7,7 @@ use anstream::{AutoStream, ColorChoice};
 
 use serde::Serialize;
 
-pub(crate) use crate::numbers::count;
+pub(crate) use crate::numbers::{bytes, count};
 
 /// How results are to be printed.
 #[derive(Clone, Copy, Debug)]
@@ -73,17 +73,6 @@ pub fn link(path: &Path, on: &impl IsTerminal) -> String {
 /// A text without characters that move a terminal's cursor.
 pub fn printable(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
-}
-
-/// `310000000` -> `310 MB`.
-#[allow(clippy::cast_precision_loss)]
-pub fn bytes(number: u64) -> String {
-    match number {
-        0..1_000 => format!("{number} B"),
-        1_000..1_000_000 => format!("{:.0} kB", number as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.0} MB", number as f64 / 1e6),
-        _ => format!("{:.1} GB", number as f64 / 1e9),
-    }
 }
 
 /// What a user calls a split: `validation` is the hold-out.

@@ -6,7 +6,7 @@ use toml::Value;
 use super::Network;
 use super::survey::{ClassBalance, Sizes, Survey};
 use crate::image::Resize;
-use crate::numbers::count;
+use crate::numbers::{self, count};
 
 /// Images whose longer side is at most so many times the shorter one lose nothing worth a word when they are made square.
 const NEARLY_SQUARE: f64 = 1.1;
@@ -153,9 +153,9 @@ fn head(survey: &Survey, network: &Network) -> (Choice, Vec<Choice>) {
     let reason = match (network.multi, wide) {
         (_, Some(width)) => format!(
             "Several depths of the network in one pass, {} values an image ({}): worth far more than the last one alone (CIFAR-10 at 96 px: \
-             0.89 instead of 0.78), for a tenth more time. \"pooled\" is that one alone.",
+             0.89 instead of 0.78), for some 5 % more time. \"pooled\" is that one alone.",
             count(width),
-            size(bytes)
+            numbers::bytes(bytes as u64)
         ),
         (None, None) => {
             "The tensor before the classifier; this network has no maps before it that could be read besides.".to_owned()
@@ -222,14 +222,6 @@ fn class_weights(balance: &ClassBalance) -> Choice {
             balance.ratio
         ),
     )
-}
-
-fn size(bytes: usize) -> String {
-    if bytes < 1_000_000_000 {
-        format!("{:.0} MB", (bytes as f64 / 1e6).max(1.0))
-    } else {
-        format!("{:.1} GB", bytes as f64 / 1e9)
-    }
 }
 
 fn hold_out(survey: &Survey) -> Vec<Choice> {
