@@ -165,17 +165,16 @@ def main():
                 for head in missing:
                     augment = ["--set", "head.views=augment"] if head == "ridge" and "+" in views else []
                     fit(args, name, runs[head], head, *augment)
-                figures = read(figures)
-                for head, folder in runs.items():
+                figures, cells = read(figures), []
+                for folder in runs.values():
                     metrics = read(os.path.join(folder, "metrics.json"))
-                    test = metrics["test"]
-                    low, high = test["accuracy_interval"]
-                    rows.append([side, layers, views, head, f"{metrics['features']:,}", f"{test['accuracy']:.4f}", f"{low:.3f} to {high:.3f}",
-                                  f"{figures['seconds']:.1f} s", f"{fit_seconds(metrics):.1f} s", f"{figures['bytes'] / 1e9:.2f} GB"])
-                    print(*rows[-1], sep=" | ", flush=True)
+                    low, high = metrics["test"]["accuracy_interval"]
+                    cells.append(f"{metrics['test']['accuracy']:.4f} ± {(high - low) / 2:.3f}, {fit_seconds(metrics):.1f} s")
+                rows.append([side, layers, views, f"{metrics['features']:,}", f"{figures['seconds']:.1f} s", f"{figures['bytes'] / 1e9:.2f} GB", *cells])
+                print(*rows[-1], sep=" | ", flush=True)
                 if args.remove:
                     shutil.rmtree(name, ignore_errors=True)
-    table(["side", "layers", "views", "head", "features", "test accuracy", "95 %", "extraction", "fit", "store"], rows)
+    table(["side", "layers", "views", "features", "extraction", "store", *runs], rows)
 
 
 main()
