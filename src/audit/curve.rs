@@ -68,6 +68,13 @@ pub struct Doubling {
     pub gain_interval: [f64; 2],
 }
 
+impl Doubling {
+    /// Whether the error falls at all.
+    pub(crate) fn helps(&self) -> bool {
+        self.gain > 0.0
+    }
+}
+
 /// Error against the number of training images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {

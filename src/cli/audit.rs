@@ -96,7 +96,7 @@ fn curve(curve: &Curve) -> String {
         .map(|point| vec![say::count(point.images), format!("{:.4}", point.error), point.draws.len().to_string()]);
     let mut text = say::table(&["training images", &format!("{} error", curve.split), "draws"], rows);
     match (&curve.law, &curve.doubling) {
-        (Some(_), Some(doubling)) if doubling.gain <= 0.0 => {
+        (Some(_), Some(doubling)) if !doubling.helps() => {
             text.push_str("\n  the error does not fall with more images: nothing says that more of the same kind would help");
         }
         (Some(law), Some(doubling)) => {

@@ -10,6 +10,7 @@ use super::shell::Shell;
 use crate::assets::{Finder, Located};
 use crate::extract::Backbone;
 use crate::onnx::{self, Inspection, Layers, Model, Tap};
+use crate::pipeline::same_folder;
 
 /// Subcommands of `tlpipe models`.
 #[derive(Clone, Debug, Subcommand)]
@@ -66,8 +67,7 @@ pub fn main(command: &ModelsCommand, shell: &Shell<'_>) -> anyhow::Result<()> {
         ModelsCommand::Inspect(args) => inspect(&finder.model(&args.model, context.observe)?, args, output),
         ModelsCommand::Cut { model, layers, out } => {
             let located = finder.model(&model.model, context.observe)?;
-            let same = |path: &std::path::Path| std::fs::canonicalize(path).ok();
-            if same(out).is_some() && same(out) == same(&located.path) {
+            if out.exists() && same_folder(out, &located.path) {
                 anyhow::bail!("{}: this is the model itself; name another file with -o", out.display());
             }
             if out.exists() && Model::read(out).is_err() {

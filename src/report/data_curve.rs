@@ -24,6 +24,7 @@ impl Drawn {
             context! {
                 images => doubling.images,
                 accuracy => 1.0 - doubling.error,
+                helps => doubling.helps(),
                 gain => doubling.gain,
                 gain_interval => doubling.gain_interval.to_vec(),
             }

@@ -9,6 +9,7 @@
 //!
 //! The levels of full lists are known beforehand, as runs: to find them value by value took longer than all else that writing does.
 
+use std::num::TryFromIntError;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -45,7 +46,7 @@ pub(super) fn chunk(
     layout.dtype.append(embeddings, &mut page);
 
     let page = Page::DataPage {
-        num_values: u32::try_from(embeddings.len()).map_err(|error| ParquetError::External(error.into()))?,
+        num_values: within(embeddings.len())?,
         buf: page.into(),
         encoding: Encoding::PLAIN,
         def_level_encoding: Encoding::RLE,
@@ -55,19 +56,17 @@ pub(super) fn chunk(
     let length = page.buffer().len();
     let mut to = TrackedWrite::new(Vec::with_capacity(length + 64));
     let written = SerializedPageWriter::new(&mut to).write_page(CompressedPage::new(page, length))?;
-    let size = |bytes: usize| i64::try_from(bytes).map_err(|error| ParquetError::External(error.into()));
     let metadata = ColumnChunkMetaData::builder(column.clone())
         .set_compression(Compression::UNCOMPRESSED)
         .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
-        .set_num_values(size(embeddings.len())?)
-        .set_total_compressed_size(size(written.compressed_size)?)
-        .set_total_uncompressed_size(size(written.uncompressed_size)?)
+        .set_num_values(within(embeddings.len())?)
+        .set_total_compressed_size(within(written.compressed_size)?)
+        .set_total_uncompressed_size(within(written.uncompressed_size)?)
         .set_data_page_offset(0)
         .build()?;
     let mut offsets = OffsetIndexBuilder::new();
-    offsets.append_row_count(size(rows)?);
-    offsets
-        .append_offset_and_size(0, i32::try_from(written.compressed_size).map_err(|error| ParquetError::External(error.into()))?);
+    offsets.append_row_count(within(rows)?);
+    offsets.append_offset_and_size(0, within(written.compressed_size)?);
     let close = ColumnCloseResult {
         bytes_written: written.bytes_written,
         rows_written: rows as u64,
@@ -77,6 +76,11 @@ pub(super) fn chunk(
         offset_index: Some(offsets.build()),
     };
     Ok((to.into_inner()?.into(), close))
+}
+
+/// A number of a type that Parquet gives it.
+fn within<T: TryFrom<usize, Error = TryFromIntError>>(number: usize) -> Result<T, ParquetError> {
+    T::try_from(number).map_err(|error| ParquetError::External(error.into()))
 }
 
 /// Levels, with their length before them.
@@ -222,16 +226,14 @@ mod tests {
             parts.views.push("hflip".into());
             fixture::write_as(parts, dir.path(), &[("train", rows)], width, 3, |_, _| {});
             let store = Store::open(dir.path()).unwrap();
-            let file = File::open(dir.path().join(&store.manifest().shards[0].file)).unwrap();
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
-            let groups = builder.metadata().num_row_groups();
+            let path = dir.path().join(&store.manifest().shards[0].file);
+            let reader = || ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
+            let groups = reader().metadata().num_row_groups();
             assert_eq!(groups > 1, width > 700, "{groups} row groups");
             for (view, name) in ["embedding", "embedding_hflip"].into_iter().enumerate() {
                 let own = store.load_view(&["train"], view).unwrap().embeddings;
-                let file = File::open(dir.path().join(&store.manifest().shards[0].file)).unwrap();
-                let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().with_batch_size(33).build().unwrap();
                 let (mut row, mut found) = (0, 0);
-                for batch in reader {
+                for batch in reader().with_batch_size(33).build().unwrap() {
                     let batch = batch.unwrap();
                     let lists = batch.column_by_name(name).unwrap().as_fixed_size_list();
                     assert_eq!((lists.value_length() as usize, lists.null_count()), (width, 0));

@@ -160,11 +160,11 @@ fn encode(draft: Draft, to: Hashing<'_>) -> io::Result<()> {
     let (mut writer, columns) = ArrowWriter::try_new(to, Arc::clone(&schema), Some(properties))
         .and_then(ArrowWriter::into_serialized_writer)
         .map_err(written)?;
+    let descriptors = writer.schema_descr().columns()[described.len()..].to_vec();
     let rows_per_group = rows_per_group(layout.dimension);
     for (index, start) in (0..rows.len()).step_by(rows_per_group).enumerate() {
         let count = rows_per_group.min(rows.len() - start);
         let encoders = columns.create_column_writers(index).map_err(written)?;
-        let descriptors = writer.schema_descr().columns()[described.len()..].to_vec();
         let mut group = writer.next_row_group().map_err(written)?;
         for ((array, field), mut encoder) in described.iter().zip(schema.fields()).zip(encoders) {
             for leaf in compute_leaves(field, &array.slice(start, count)).map_err(written)? {

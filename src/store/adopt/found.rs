@@ -127,7 +127,7 @@ pub fn look(dir: &Path) -> Result<Found, AdoptError> {
 /// The Parquet files of a folder and those below it, by name; hidden ones and those that an engine puts aside are not.
 fn files(dir: &Path) -> Result<Vec<PathBuf>, AdoptError> {
     if !dir.is_dir() {
-        return Err(AdoptError::file(dir, "no such folder; name the folder that the engine wrote to".to_owned()));
+        return Err(AdoptError::file(dir, "no such folder; name the folder that the engine wrote to"));
     }
     let taken = |name: &std::ffi::OsStr| !name.to_string_lossy().starts_with(['_', '.']);
     let mut files = Vec::new();
