@@ -9,17 +9,18 @@ store once its heads are fitted), each head a run beside it. What is there alrea
 with the same command. `--curve 96` instead asks what tensors earn their cost: from the last one back to the first, more and more of them, ridge on
 one view beside the time of the network alone (by Python's onnxruntime), as a table and as `--svg FILE` (by matplotlib).
 
-Heads: `adam` is the guide's recipe, `lbfgs` a sweep of six strengths of L2 and a last fit on all of train, `ridge` chooses L2 on the
-hold-out and is fitted again on all of train; with two views `ridge` trains on each of them. The time of a fit is that of all of it, the
+Heads: `adam` is the guide's recipe, `lbfgs` a sweep of six strengths of L2 (four on more than the last layer: the weakest takes longest) and a
+last fit on all of train, `ridge` chooses L2 on the hold-out and is fitted again on all of train; with two views `ridge` trains on each of them. The time of a fit is that of all of it, the
 sweep among it.
 """
 import argparse, json, os, shutil, subprocess, time
 
 HEADS = {
     "adam": ["--solver", "adam"],
-    "lbfgs": ["--solver", "lbfgs", "--sweep", "--grid", "l2=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1"],
+    "lbfgs": ["--solver", "lbfgs", "--sweep", "--grid"],
     "ridge": ["--solver", "ridge", "--set", "head.refit=true", "--set", "head.keep_statistics=false"],
 }
+GRID, WIDE_GRID = "l2=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1", "l2=3e-3,1e-2,3e-2,1e-1"
 
 
 def run(*command):
@@ -163,8 +164,10 @@ def main():
                 if missing or not os.path.exists(figures):
                     extract(args, name, side, layers, views)
                 for head in missing:
-                    augment = ["--set", "head.views=augment"] if head == "ridge" and "+" in views else []
-                    fit(args, name, runs[head], head, *augment)
+                    more = ["--set", "head.views=augment"] if head == "ridge" and "+" in views else []
+                    if head == "lbfgs":
+                        more = [GRID if layers == "pooled" else WIDE_GRID]
+                    fit(args, name, runs[head], head, *more)
                 figures, cells = read(figures), []
                 for folder in runs.values():
                     metrics = read(os.path.join(folder, "metrics.json"))

@@ -9,13 +9,16 @@ use std::collections::{HashMap, HashSet};
 
 use super::finding::{Finding, Kind, rank};
 use super::images::Images;
-use crate::head::Nearest;
+use crate::head::{Near, Nearest};
 
 /// The neighbour whose distance is the scale.
 pub const SCALE_NEIGHBOUR: usize = 10;
 
-/// Share of the scale below which two images are near duplicates, where nothing else is asked for.
-pub const NEAR: f64 = 0.5;
+/// Share of the scale below which two images are near duplicates, at most, where nothing else is asked for.
+const NEAR: f64 = 0.5;
+
+/// Share of the images that may have one so near by chance.
+const BY_CHANCE: f64 = 1e-2;
 
 /// Cosine distance that rounding alone can make of equal features.
 const ROUNDING: f64 = 2e-6;
@@ -40,6 +43,27 @@ struct Pair {
     row: usize,
     other: usize,
     score: f64,
+}
+
+/// Share of the scale below which two images are near duplicates: 0.5, or less where features have so few dimensions that images which
+/// have nothing to do with each other come as near.
+///
+/// Where the images around one fill `d` dimensions evenly, `10 * line^(d/2)` of them lie within `line` of the cosine distance (half the
+/// square of Euclid's) to its tenth neighbour. `d` is the maximum-likelihood estimate of Levina & Bickel (2004), averaged over the
+/// images by its inverse (MacKay & Ghahramani, 2005), from the tenth neighbour on, so that copies have no part in it.
+pub fn near_line(nearest: &Nearest, images: usize) -> f64 {
+    let Some(last) = nearest.k().checked_sub(1).filter(|&last| last >= SCALE_NEIGHBOUR) else { return NEAR };
+    let logarithm = |near: &Near| near.distance().max(ROUNDING).ln();
+    // 2 / d of the images around one, where the nearest ten stand as far away as the tenth for all that is known.
+    let growth = |row: usize| {
+        let own = &nearest.of(row)[..=last];
+        let far = logarithm(&own[last]);
+        let nearer = |near: &Near| far - logarithm(near);
+        let known: f64 = own[SCALE_NEIGHBOUR..].iter().map(nearer).sum();
+        (known + SCALE_NEIGHBOUR as f64 * nearer(&own[SCALE_NEIGHBOUR - 1])) / (own.len() - SCALE_NEIGHBOUR) as f64
+    };
+    let mean = (0..images).map(growth).sum::<f64>() / images as f64;
+    (BY_CHANCE / SCALE_NEIGHBOUR as f64).powf(mean).min(NEAR)
 }
 
 /// Finds copies by content hash, and near duplicates among the nearest neighbours at less than `near` of the local scale.
@@ -196,7 +220,7 @@ mod tests {
         let (splits, classes) = (["train", "test"].map(str::to_owned), ["a", "b", "c"].map(str::to_owned));
         let images = Images { rows, x: x.view(), splits: &splits, classes: &classes };
         let nearest = nearest_among(x.view(), 20, &mut |_| ControlFlow::Continue(())).unwrap();
-        duplicates(&images, &nearest, NEAR)
+        duplicates(&images, &nearest, near_line(&nearest, rows.len()))
     }
 
     fn pairs(findings: &[Finding]) -> Vec<(usize, Option<usize>)> {
@@ -242,6 +266,25 @@ mod tests {
         assert_eq!(pairs(&found.conflicts), [(50, Some(40))]);
         assert!(found.conflicts[0].suggestion.contains("labelled c, its copy a"), "{:?}", found.conflicts);
         assert!(found.near.iter().all(|finding| finding.score > 1.0 - NEAR && finding.score <= 1.0));
+    }
+
+    #[test]
+    fn in_few_dimensions_it_takes_more_to_be_a_copy() {
+        let (rows, x) = planted(|rows, x| {
+            // All lie about the points of a lattice of two dimensions.
+            for row in 0..400 {
+                let (a, b) = ((row % 20) as f32 + 0.5 * x[(row, 0)], (row / 20) as f32 + 0.5 * x[(row, 1)]);
+                (0..40).for_each(|column| x[(row, column)] = 100.0 + a * (column % 7) as f32 + b * (column % 5) as f32);
+            }
+            (0..40).for_each(|column| x[(310, column)] = x[(10, column)] + 1e-3 * (column % 2) as f32);
+            rows[310].label = rows[10].label;
+        });
+        let nearest = nearest_among(x.view(), 20, &mut |_| ControlFlow::Continue(())).unwrap();
+        let line = near_line(&nearest, 400);
+        assert!(line < 0.01 && nearest.of(0)[0].distance() < NEAR * nearest.of(0)[9].distance(), "{line}");
+        let found = find(&rows, &x);
+        assert_eq!(pairs(&found.leaks), [(310, Some(10))], "{found:?}");
+        assert_eq!(found.near, []);
     }
 
     #[test]

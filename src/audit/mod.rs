@@ -27,7 +27,7 @@ mod table;
 
 pub use classes::{Balance, ClassRows, balance};
 pub use curve::{Curve, CurvePoint, Doubling, PowerLaw, fit_curve};
-pub use duplicates::{Duplicates, NEAR, SCALE_NEIGHBOUR, duplicates};
+pub use duplicates::{Duplicates, SCALE_NEIGHBOUR, duplicates, near_line};
 pub use features::{FeatureUse, feature_use};
 pub use finding::{Finding, Kind};
 pub use images::{Image, Images, not_finite, small};

@@ -5,7 +5,7 @@ use clap::Args;
 use super::options::{ImageArgs, PipelineArgs};
 use super::say;
 use super::shell::Shell;
-use crate::audit::{Curve, KindSummary, NEAR, Summary};
+use crate::audit::{Curve, KindSummary, Summary};
 use crate::pipeline::{self, AuditPlan};
 
 /// Arguments of `tlpipe audit`.
@@ -20,9 +20,10 @@ pub struct AuditArgs {
     pipeline: PipelineArgs,
     #[command(flatten)]
     images: ImageArgs,
-    /// Two images are near duplicates when they are nearer than this share of the distance to their tenth neighbours, 0 to 1.
-    #[arg(long, value_name = "SHARE", default_value_t = NEAR, value_parser = share)]
-    near: f64,
+    /// Two images are near duplicates when they are nearer than this share of the distance to their tenth neighbours, 0 to 1 [default:
+    /// 0.5, or less where the features have few dimensions].
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    near: Option<f64>,
     /// Also measure the error against the number of training images, and what twice as many would give.
     #[arg(long)]
     data_curve: bool,

@@ -24,8 +24,8 @@ pub(super) const IMBALANCE: f64 = 10.0;
 /// What an audit is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AuditPlan {
-    /// Share of the local scale below which two images are near duplicates.
-    pub near: f64,
+    /// Share of the local scale below which two images are near duplicates; none: what the features give.
+    pub near: Option<f64>,
     /// Whether the error against the number of training images is measured too.
     pub data_curve: bool,
 }
@@ -76,7 +76,8 @@ pub fn audit(pipeline: &Pipeline, context: &Context<'_>, plan: AuditPlan) -> Res
     let labels_seconds = labels_started.elapsed().as_secs_f64();
 
     let rest_started = Instant::now();
-    let duplicates = audit::duplicates(&images, &nearest, plan.near);
+    let near = plan.near.unwrap_or_else(|| audit::near_line(&nearest, images.rows.len()));
+    let duplicates = audit::duplicates(&images, &nearest, near);
     let outliers = audit::outliers(&nearest, images.rows.len());
     let input_size = manifest.key_parts.input_size;
     let mut findings: Vec<Finding> = [duplicates.leaks, duplicates.exact, duplicates.near, duplicates.conflicts].concat();
@@ -88,7 +89,7 @@ pub fn audit(pipeline: &Pipeline, context: &Context<'_>, plan: AuditPlan) -> Res
     bad.findings.iter_mut().enumerate().for_each(|(place, finding)| finding.row = images.rows.len() + place);
     findings.extend(bad.findings);
     let thresholds = Thresholds {
-        near: plan.near,
+        near,
         scale_neighbour: audit::SCALE_NEIGHBOUR,
         outlier: outliers.fence,
         small: SMALL,

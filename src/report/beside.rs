@@ -1,4 +1,4 @@
-//! The files that may stand beside the head: paths of L2, heads on few images and on single depths, the findings of an audit.
+//! The files that may stand beside the head: its epochs, paths of L2, heads on few images and on single depths, the findings of an audit.
 //! A report does without each of them; one that cannot be read is a note.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use super::tables::{counts, scan};
 use crate::audit::{Curve, KindSummary};
 use crate::evaluate::mean_interval;
 use crate::head::RidgePoint;
-use crate::run::{AUDIT_FINDINGS, Depth, RunDir};
+use crate::run::{AUDIT_FINDINGS, Depth, EpochRecord, RunDir};
 
 /// Findings of a kind that are kept and shown.
 const SHOWN: usize = 12;
@@ -92,6 +92,7 @@ impl AuditFacts {
 /// What stands beside the head of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Beside {
+    pub(super) history: Vec<EpochRecord>,
     pub(super) l2_path: Vec<RidgePoint>,
     pub(super) shots: Vec<ShotFacts>,
     pub(super) depths: Vec<Depth>,
@@ -102,11 +103,12 @@ pub(super) struct Beside {
 impl Beside {
     pub(super) fn read(run: &RunDir, store: &StoreFacts) -> Self {
         let mut notes = Vec::new();
+        let history = noted(&mut notes, rows(&run.file("history.csv")), "history.csv", "tlpipe fit-head");
         let l2_path = noted(&mut notes, rows(&run.file("l2_path.csv")), "l2_path.csv", "tlpipe fit-head");
         let shots = noted(&mut notes, rows(&run.file("shots.csv")), "shots.csv", "tlpipe fit-head --shots");
         let depths = noted(&mut notes, rows(&run.file("depths.csv")), "depths.csv", "tlpipe fit-head --depths");
         let audit = noted(&mut notes, audit(run, store), "audit.json or audit.parquet", "tlpipe audit");
-        Self { l2_path, shots: repeated(shots), depths, audit, notes }
+        Self { history, l2_path, shots: repeated(shots), depths, audit, notes }
     }
 }
 

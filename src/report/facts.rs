@@ -195,14 +195,13 @@ pub(super) fn gather(inputs: &Inputs) -> Result<Facts, ReportError> {
     let counts = predictions.splits()?;
     let splits = splits(inputs, &metrics, &counts)?;
     let examined = examine(&predictions, &metrics)?;
-    let history = if inputs.run.file("history.csv").exists() { inputs.run.history()? } else { Vec::new() };
     let unlabelled: usize = splits.iter().map(|split| split.unlabelled).sum();
     let mut notes = match unlabelled {
         0 => Vec::new(),
         1 => vec!["1 row has no label: it was predicted, but counts in no score.".into()],
         rows => vec![format!("{rows} rows have no label: they were predicted, but count in no score.")],
     };
-    let Beside { l2_path, shots, depths, audit, notes: unreadable } = Beside::read(inputs.run, &inputs.store);
+    let Beside { history, l2_path, shots, depths, audit, notes: unreadable } = Beside::read(inputs.run, &inputs.store);
     notes.extend(unreadable);
     let map = match (&examined, inputs.features) {
         (Some((examined, answers)), Some(features)) => {

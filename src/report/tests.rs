@@ -456,9 +456,10 @@ fn what_stands_beside_the_head_is_shown_and_what_is_damaged_noted() {
     assert!(facts.audit.is_none() && facts.notes.iter().any(|note| note.contains("changed since")), "{:?}", facts.notes);
     fixture.run.write("audit.json", b"{").unwrap();
     fixture.run.write("shots.csv", b"shots\nmany\n").unwrap();
+    fixture.run.write("history.csv", b"epoch,loss\n1,low\n").unwrap();
     let facts = fixture.report().1.facts;
-    assert!(facts.audit.is_none() && facts.shots.is_empty());
-    assert_eq!(facts.notes.iter().filter(|note| note.contains("make it again with tlpipe")).count(), 2);
+    assert!(facts.audit.is_none() && facts.shots.is_empty() && facts.history.is_empty());
+    assert_eq!(facts.notes.iter().filter(|note| note.contains("make it again with tlpipe")).count(), 3);
 }
 
 #[test]
