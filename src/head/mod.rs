@@ -41,6 +41,7 @@ mod error;
 mod features;
 mod file;
 mod fit;
+mod gather;
 mod group;
 mod holdout;
 mod kfold;
