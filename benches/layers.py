@@ -9,9 +9,9 @@ store once its heads are fitted), each head a run beside it. What is there alrea
 with the same command. `--curve 96` instead asks what tensors earn their cost: from the last one back to the first, more and more of them, ridge on
 one view beside the time of the network alone (by Python's onnxruntime), as a table and as `--svg FILE` (by matplotlib).
 
-Heads: `adam` is the guide's recipe, `lbfgs` a sweep of six strengths of L2 (four on more than the last layer: the weakest takes longest) and a
-last fit on all of train, `ridge` chooses L2 on the hold-out and is fitted again on all of train; with two views `ridge` trains on each of them. The time of a fit is that of all of it, the
-sweep among it.
+Heads: `adam` is the guide's recipe, `lbfgs` a sweep of six strengths of L2 (four on more than the last layer, where the weakest takes
+minutes) and a last fit on all of train, `ridge` chooses L2 on the hold-out and is fitted again on all of train; with two views `ridge` trains
+on each of them. The time of a fit is that of all of it, the sweep among it.
 """
 import argparse, json, os, shutil, subprocess, time
 
