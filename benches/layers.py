@@ -17,7 +17,7 @@ import argparse, json, os, shutil, subprocess, time
 
 HEADS = {
     "adam": ["--solver", "adam"],
-    "lbfgs": ["--solver", "lbfgs", "--sweep", "--grid"],
+    "lbfgs": ["--solver", "lbfgs", "--sweep"],
     "ridge": ["--solver", "ridge", "--set", "head.refit=true", "--set", "head.keep_statistics=false"],
 }
 GRID, WIDE_GRID = "l2=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1", "l2=3e-3,1e-2,3e-2,1e-1"
@@ -166,7 +166,7 @@ def main():
                 for head in missing:
                     more = ["--set", "head.views=augment"] if head == "ridge" and "+" in views else []
                     if head == "lbfgs":
-                        more = [GRID if layers == "pooled" else WIDE_GRID]
+                        more = ["--grid", GRID if layers == "pooled" else WIDE_GRID]
                     fit(args, name, runs[head], head, *more)
                 figures, cells = read(figures), []
                 for folder in runs.values():
