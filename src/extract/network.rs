@@ -101,7 +101,7 @@ pub(super) fn infer(network: &Network<'_>, session: &Session, tensor: &[f32], im
     let shape = Shape { fixed: network.backbone.fixed_batch(), batch: network.batch, on_processor: session.on_processor() };
     let mut features = Vec::new();
     for (portion, _) in shape.portions(tensor, network.spec.values()) {
-        features.extend(session.run(&portion, network.spec.shape(portion.len() / network.spec.values()))?);
+        join(&mut features, session.run(&portion, network.spec.shape(portion.len() / network.spec.values()))?);
     }
     let expected = network.backbone.width();
     if features.len() < images * expected || features.len() % expected != 0 {
@@ -110,6 +110,15 @@ pub(super) fn infer(network: &Network<'_>, session: &Session, tensor: &[f32], im
     }
     features.truncate(images * expected);
     Ok(features)
+}
+
+/// Appends values; the first are taken as they are, not copied.
+pub(super) fn join(to: &mut Vec<f32>, values: Vec<f32>) {
+    if to.is_empty() {
+        *to = values;
+    } else {
+        to.extend(values);
+    }
 }
 
 /// How many images go into a network at once.

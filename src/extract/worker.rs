@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::ExtractError;
-use super::network::{Network, infer};
+use super::network::{Network, infer, join};
 use super::prepare::Preparer;
 use crate::dataset::Record;
 use crate::runtime::Session;
@@ -89,14 +89,15 @@ impl<'n> Worker<'n> {
             let inferring = Instant::now();
             // Each view is an image to the network; its batches stay as long as they are without views.
             let (view_len, width) = (network.spec.values(), network.backbone.width() * network.spec.views.len());
-            let mut features = Vec::with_capacity(fresh.len() * width);
+            let mut features = Vec::new();
             for views in tensor.chunks(network.batch * view_len) {
-                features.append(&mut infer(network, session, views, views.len() / view_len)?);
+                join(&mut features, infer(network, session, views, views.len() / view_len)?);
             }
             preparer.spent.infer += inferring.elapsed().as_secs_f64();
             for (&place, values) in fresh.iter().zip(features.chunks_exact(width)) {
                 let Some(Outcome::Row { split, row, embedding, .. }) = outcomes.get_mut(place) else { continue };
-                if values.iter().any(|value| !value.is_finite()) {
+                // Without a way out of the loop, which is many values at once.
+                if values.iter().fold(false, |found, value| found | !value.is_finite()) {
                     let model = network.backbone.file().to_path_buf();
                     return Err(ExtractError::NotFinite { model, split: split.to_string(), id: row.id.clone() });
                 }

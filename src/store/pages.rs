@@ -25,28 +25,32 @@ use parquet::schema::types::{ColumnDescPtr, ColumnDescriptor};
 use super::layout::{Dtype, Layout, Reading};
 use super::{ShardRecord, StoreError};
 
-/// Embeddings of one view, row-major `[rows, D]`, as a column of a row group: one page, and what the file has to say of it.
+/// One view of some rows, each of which has D values of each view, as a column of a row group: one page, and what the file has to say
+/// of it.
 ///
 /// # Errors
 /// When the page is longer than a file can say.
 pub(super) fn chunk(
     column: &ColumnDescPtr,
     layout: &Layout,
-    embeddings: &[f32],
+    rows: &[Vec<f32>],
+    view: usize,
 ) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
-    let rows = embeddings.len() / layout.dimension.max(1);
-    let mut page = Vec::with_capacity(embeddings.len() * layout.dtype.size() + 16 * rows + 16);
+    let values = rows.len() * layout.dimension;
+    let mut page = Vec::with_capacity(values * layout.dtype.size() + 16 * rows.len() + 16);
     levels(&mut page, |runs| {
-        for _ in 0..rows {
+        for _ in rows {
             run(runs, 0, 1);
             run(runs, 1, layout.dimension - 1);
         }
     });
-    levels(&mut page, |runs| run(runs, 1, embeddings.len()));
-    layout.dtype.append(embeddings, &mut page);
+    levels(&mut page, |runs| run(runs, 1, values));
+    for row in rows {
+        layout.dtype.append(&row[view * layout.dimension..][..layout.dimension], &mut page);
+    }
 
     let page = Page::DataPage {
-        num_values: within(embeddings.len())?,
+        num_values: within(values)?,
         buf: page.into(),
         encoding: Encoding::PLAIN,
         def_level_encoding: Encoding::RLE,
@@ -59,17 +63,17 @@ pub(super) fn chunk(
     let metadata = ColumnChunkMetaData::builder(column.clone())
         .set_compression(Compression::UNCOMPRESSED)
         .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
-        .set_num_values(within(embeddings.len())?)
+        .set_num_values(within(values)?)
         .set_total_compressed_size(within(written.compressed_size)?)
         .set_total_uncompressed_size(within(written.uncompressed_size)?)
         .set_data_page_offset(0)
         .build()?;
     let mut offsets = OffsetIndexBuilder::new();
-    offsets.append_row_count(within(rows)?);
+    offsets.append_row_count(within(rows.len())?);
     offsets.append_offset_and_size(0, within(written.compressed_size)?);
     let close = ColumnCloseResult {
         bytes_written: written.bytes_written,
-        rows_written: rows as u64,
+        rows_written: rows.len() as u64,
         metadata,
         bloom_filter: None,
         column_index: None,

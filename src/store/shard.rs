@@ -90,7 +90,7 @@ pub(super) struct Draft {
     /// Relative to the store.
     pub(super) file: String,
     pub(super) rows: Vec<Row>,
-    /// Of each view, row-major `[rows, D]`.
+    /// Of each row, D values of each view, view after view.
     pub(super) embeddings: Vec<Vec<f32>>,
 }
 
@@ -172,9 +172,9 @@ fn encode(draft: Draft, to: Hashing<'_>) -> io::Result<()> {
             }
             encoder.close().and_then(|chunk| chunk.append_to_row_group(&mut group)).map_err(written)?;
         }
-        for (values, descriptor) in embeddings.iter().zip(&descriptors) {
-            let values = &values[start * layout.dimension..(start + count) * layout.dimension];
-            let (chunk, close) = pages::chunk(descriptor, &layout, values).map_err(written)?;
+        for (view, descriptor) in descriptors.iter().enumerate() {
+            let rows = &embeddings[start..start + count];
+            let (chunk, close) = pages::chunk(descriptor, &layout, rows, view).map_err(written)?;
             group.append_column(&chunk, close).map_err(written)?;
         }
         group.close().map_err(written)?;

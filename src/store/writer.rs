@@ -169,6 +169,8 @@ impl StoreWriter {
             self.settle()?;
         }
         if let (Dtype::Float16, Embedding::New(values)) = (self.layout.dtype, &embedding)
+            // Without a way out of the loop, which is many values at once.
+            && values.iter().fold(false, |found, value| found | (value.abs() > Dtype::MOST))
             && let Some(&value) = values.iter().find(|value| value.abs() > Dtype::MOST)
         {
             return Err(StoreError::TooLarge { split: split.into(), id: row.id, value });
@@ -296,28 +298,31 @@ impl StoreWriter {
         (whole && embeddings.iter().enumerate().all(in_order)).then_some(first.shard)
     }
 
+    /// The values of each row: D of each view, view after view.
     fn values(&mut self, embeddings: Vec<Embedding>) -> Result<Vec<Vec<f32>>, StoreError> {
-        let dimension = self.layout.dimension;
-        let mut values = vec![vec![0.0; embeddings.len() * dimension]; self.layout.views()];
-        let mut reused = Vec::new();
+        let (mut values, mut reused) = (Vec::with_capacity(embeddings.len()), Vec::new());
         for (at, embedding) in embeddings.into_iter().enumerate() {
-            match embedding {
-                Embedding::New(new) => {
-                    let views = values.iter_mut().zip(new.chunks(dimension.max(1)));
-                    views.for_each(|(values, new)| values[at * dimension..][..dimension].copy_from_slice(new));
+            values.push(match embedding {
+                Embedding::New(new) => new,
+                Embedding::Reused(place) => {
+                    reused.push((place, at));
+                    Vec::new()
                 }
-                Embedding::Reused(place) => reused.push((place, at)),
-            }
+            });
         }
         // Each old shard is read once, whatever the order in which its rows are wanted.
         reused.sort_unstable();
-        for (OldRow { shard, row }, at) in reused {
-            let views = values.iter_mut().zip(self.old_embeddings(shard)?);
-            views.for_each(|(values, old)| {
-                values[at * dimension..][..dimension].copy_from_slice(&old[row * dimension..][..dimension]);
-            });
+        for (place, at) in reused {
+            values[at] = self.old_values(place)?;
         }
         Ok(values)
+    }
+
+    /// The values of a row that was recorded earlier, as [`Embedding::New`] has them.
+    fn old_values(&mut self, OldRow { shard, row }: OldRow) -> Result<Vec<f32>, StoreError> {
+        let dimension = self.layout.dimension;
+        let views = self.old_embeddings(shard)?.iter();
+        Ok(views.flat_map(|values| &values[row * dimension..][..dimension]).copied().collect())
     }
 
     fn old_embeddings(&mut self, shard: usize) -> Result<&[Vec<f32>], StoreError> {

@@ -11,17 +11,14 @@ impl StoreWriter {
         let mut gone: Vec<OldRow> = self.index.places().filter(|place| !self.taken[place.shard][place.row]).collect();
         gone.sort_unstable();
         if !gone.is_empty() && gone.len() <= live {
-            let dimension = self.layout.dimension;
-            let mut rows = Vec::with_capacity(gone.len());
-            let mut embeddings = vec![Vec::with_capacity(gone.len() * dimension); self.layout.views()];
+            let (mut rows, mut embeddings) = (Vec::with_capacity(gone.len()), Vec::with_capacity(gone.len()));
             for of_shard in gone.chunk_by(|a, b| a.shard == b.shard) {
                 let record = &self.old[of_shard[0].shard];
                 let content = shard::read(&self.dir, record)?;
                 let described = shard::rows(&self.dir, record, content)?;
                 rows.extend(of_shard.iter().map(|place| described[place.row].clone()));
-                let values = self.old_embeddings(of_shard[0].shard)?;
-                for (embeddings, values) in embeddings.iter_mut().zip(values) {
-                    of_shard.iter().for_each(|place| embeddings.extend_from_slice(&values[place.row * dimension..][..dimension]));
+                for &place in of_shard {
+                    embeddings.push(self.old_values(place)?);
                 }
             }
             let draft = shard::Draft {
