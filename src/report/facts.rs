@@ -52,6 +52,8 @@ pub struct FitFacts {
     pub trained_on: usize,
     /// Images that were held out.
     pub held_out: usize,
+    /// Their share of the images of train, 0 to 1: where classes are small, not the one that was asked for.
+    pub held_out_share: f64,
     /// Whether the head was fitted again on the images held out, too, once they had chosen its settings.
     pub refitted: bool,
     /// `average` or `augment`; none where each image was seen once, as it is.
@@ -258,11 +260,14 @@ fn fit(metrics: &Metrics, store: &StoreFacts, history: &[EpochRecord]) -> FitFac
     let asked = setting("refit").and_then(Value::as_bool).unwrap_or(false);
     let split = &metrics.split;
     // A sweep and an update count the rows held out among those trained on; a refit by itself does not.
-    let again = asked && metrics.sweep.is_none() && metrics.update.is_none() && split.holdout > 0;
+    let counted = metrics.sweep.is_some() || metrics.update.is_some();
+    let again = asked && !counted && split.holdout > 0;
+    let all = if counted { split.train } else { split.train + split.holdout };
     let closed_form = metrics.solver == "ridge";
     FitFacts {
         trained_on: split.train + if again { split.holdout } else { 0 },
         held_out: split.holdout,
+        held_out_share: split.holdout as f64 / all.max(1) as f64,
         refitted: again || (metrics.sweep.is_some() && split.holdout > 0),
         views: (store.views.len() > 1).then(|| setting("views").and_then(Value::as_str).unwrap_or("average").to_owned()),
         budget: setting("budget").and_then(Value::as_u64).and_then(|budget| usize::try_from(budget).ok()),

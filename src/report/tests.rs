@@ -358,6 +358,8 @@ fn a_head_of_one_step_has_no_curves() {
     assert_eq!((fit.trained_on, fit.held_out, fit.refitted, fit.budget), (8, 1, true, Some(512)));
     assert!(fit.closed_form && fit.l2_chosen);
     assert!(page.contains("then it was fitted again on all 8") && page.contains("512 of them used"));
+    // What was held out, not the fifth that was asked for.
+    assert!(page.contains("the last 12.5\u{a0}% of the training split"), "{page}");
 }
 
 #[test]
