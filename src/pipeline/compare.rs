@@ -10,10 +10,10 @@ use crate::events::Event;
 use crate::report::{ComparedRun, Comparison, Pair};
 use crate::run::{Metrics, RunDir, RunError, SplitScore};
 
-/// Compares runs with the first of them.
+/// Compares runs with the first of them. Images that have another label in the other run are left out of a pair, with a warning.
 ///
 /// # Errors
-/// When a run is missing or damaged, two runs have different labels for an image, or no run shares an image with the first.
+/// When a run is missing or damaged, two runs have different labels for most images, or no run shares an image with the first.
 pub fn compare(folders: &[PathBuf], context: &Context<'_>) -> Result<Comparison, PipelineError> {
     let runs = folders.iter().map(|path| Ok((path.as_path(), RunDir::new(path).metrics()?)));
     let runs: Vec<(&Path, Metrics)> = runs.collect::<Result<_, PipelineError>>()?;
@@ -84,34 +84,39 @@ fn pair(
     };
     let columns = || Ok([column("label")?, column("predicted")?, column("label_right")?, column("predicted_right")?]);
     let [labels, predicted, other_labels, other_predicted] = columns().map_err(|error| damaged(second, &error))?;
-    let (mut only_first, mut only_second) = (0, 0);
+    let (mut shared, mut only_first, mut only_second) = (0, 0, 0);
+    let mut relabelled = Vec::new();
     for row in 0..joined.height() {
         let (own, other) = (first_metrics.classes.get(labels[row]), second_metrics.classes.get(other_labels[row]));
         if own.is_none() || own != other {
-            let id = joined.column("id").and_then(|ids| ids.str()).ok().and_then(|ids| ids.get(row)).unwrap_or_default();
-            let name = |class: Option<&String>| class.cloned().unwrap_or_else(|| "no class".into());
-            return Err(PipelineError::LabelsDisagree {
-                id: id.to_owned(),
-                first: first.to_path_buf(),
-                first_class: name(own),
-                second: second.to_path_buf(),
-                second_class: name(other),
-            });
+            relabelled.push((row, own, other));
+            continue;
         }
+        shared += 1;
         match (labels[row] == predicted[row], other_labels[row] == other_predicted[row]) {
             (true, false) => only_first += 1,
             (false, true) => only_second += 1,
             _ => {}
         }
     }
-    let shared = joined.height();
     let name = if split == "test" { "test" } else { "hold-out" };
+    if let Some(&(row, own, other)) = relabelled.first() {
+        let id = joined.column("id").and_then(|ids| ids.str()).ok().and_then(|ids| ids.get(row)).unwrap_or_default();
+        let [own, other] = [own, other].map(|class| class.map_or("of no class", String::as_str));
+        let (count, example) = (relabelled.len(), format!("{id} is {own} in the one, {other} in the other"));
+        if count > shared {
+            let (first, second) = (first.to_path_buf(), second.to_path_buf());
+            return Err(PipelineError::LabelsDisagree { first, second, relabelled: count, images: joined.height(), example });
+        }
+        warn(format!("{count} of the {name} images that {a} and {b} share have another label ({example}): left out"));
+    }
     let Some(test) = McNemar::of(shared, only_first, only_second) else {
         return Ok(Err(format!("{a} and {b} share no image of their {name} splits ({first_rows} and {second_rows} images)")));
     };
-    if shared < first_rows || shared < second_rows {
+    let common = joined.height();
+    if common < first_rows || common < second_rows {
         warn(format!(
-            "{a} and {b} share {shared} images of their {name} splits ({first_rows} and {second_rows}): compared on those"
+            "{a} and {b} share {common} images of their {name} splits ({first_rows} and {second_rows}): compared on those"
         ));
     }
     let real = test.p < 0.05;

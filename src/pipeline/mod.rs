@@ -194,20 +194,20 @@ pub enum PipelineError {
     Run(#[from] crate::run::RunError),
     /// Two runs are not about the same labels.
     #[error(
-        "{id} is of class {first_class} in {first} and {second_class} in {second}: compare runs of the same labels, or fit one of \
-         them again on features made anew (tlpipe run)"
+        "{relabelled} of {images} images have another label in {second} than in {first} ({example}): compare runs of the same labels, or \
+         fit one of them again on features made anew (tlpipe run)"
     )]
     LabelsDisagree {
-        /// The image.
-        id: String,
         /// A run.
         first: PathBuf,
-        /// The class there.
-        first_class: String,
         /// The other run.
         second: PathBuf,
-        /// The class there.
-        second_class: String,
+        /// How many images.
+        relabelled: usize,
+        /// Of how many that both runs answered.
+        images: usize,
+        /// The first of them, and its class in each run.
+        example: String,
     },
     /// No run shares an image with the first.
     #[error("{0}; compare runs that answer the same images of one split: fit them on the same features with the same head.split")]

@@ -287,9 +287,14 @@ fn changes(pair: &Pair, known: &HashMap<&Path, &Metrics>) -> Result<Changes, Rep
     for first in answers(&pair.first, first_classes)? {
         let Some(second) = second.get(&first.id) else { continue };
         let name = |classes: &[String], class: usize| classes.get(class).cloned().unwrap_or_default();
+        let label = name(first_classes, first.label);
+        // Relabelled since: neither answer can be held against the other.
+        if label != name(second_classes, second.label) {
+            continue;
+        }
         let changed = || Changed {
             id: first.id.clone(),
-            label: name(first_classes, first.label),
+            label: label.clone(),
             first: name(first_classes, first.predicted),
             first_confidence: first.confidence,
             second: name(second_classes, second.predicted),

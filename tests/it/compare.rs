@@ -49,9 +49,17 @@ fn runs_are_put_beside_each_other_and_bad_ones_named() {
     let text = fs::read_to_string(scratch.path("a/metrics.json")).unwrap();
     fs::create_dir(scratch.path("d")).unwrap();
     fs::copy(scratch.path("a/predictions.parquet"), scratch.path("d/predictions.parquet")).unwrap();
-    fs::write(scratch.path("d/metrics.json"), text.replace("\"cat\"", "\"tiger\"")).unwrap();
+    let text = text.replace("\"cat\"", "\"tiger\"");
+    fs::write(scratch.path("d/metrics.json"), &text).unwrap();
+    let ran = scratch.ok(&["compare", "a", "d", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let rows = metrics("a")["validation"]["rows"].as_u64().unwrap();
+    assert_eq!(found["pairs"][0]["rows"], rows * 2 / 3, "{found}");
+    assert!(ran.stderr.contains("tiger") && ran.stderr.contains(".png"), "{}", ran.stderr);
+    // Two of three classes: these are not the same labels.
+    fs::write(scratch.path("d/metrics.json"), text.replace("\"dog\"", "\"wolf\"")).unwrap();
     let said = scratch.fails(1, &["compare", "a", "d"]);
-    assert!(said.contains("tiger") && said.contains(".png"), "{said}");
+    assert!(said.contains("tiger") && said.contains(".png") && said.contains(&format!("of {rows} images")), "{said}");
 }
 
 #[test]
