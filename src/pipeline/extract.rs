@@ -10,7 +10,7 @@ use crate::extract::{self, Backbone, Bench, Effort, Ended, Network, Plan, Slice,
 use crate::image::{ImageSpec, Views};
 use crate::run::RunDir;
 use crate::runtime::{Compute, Runtime, cores, locate};
-use crate::store::{Dtype, Manifest, SourceRecord, StoreError};
+use crate::store::{Dtype, Manifest, SourceRecord, StoreError, slices_in};
 
 /// Whether a stage had anything to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +124,10 @@ impl Stage {
             Goal::Slice(part) => {
                 if Manifest::read(&features).is_ok() {
                     return Err(StoreError::Whole(features).into());
+                }
+                if let Some(of) = slices_in(&features)?.filter(|&of| of != part.of()) {
+                    let reason = format!("slices of {of} are here, and this is one of {}", part.of());
+                    return Err(StoreError::Slices { dir: features, reason }.into());
                 }
                 (features, slice) = (part.folder(&features), Some(part));
             }

@@ -44,7 +44,7 @@ pub use manifest::{Drift, Extraction, Manifest, Segment, ShardRecord, SourceReco
 pub use quarantine::Quarantined;
 pub use reader::{Place, SplitFeatures, Store};
 pub use shard::Row;
-pub use slices::slice_folder;
+pub use slices::{slice_folder, slices_in};
 pub use stream::StreamedFeatures;
 pub use writer::{Embedding, StoreWriter, Target};
 
@@ -114,6 +114,11 @@ pub enum StoreError {
         /// What does not go together.
         reason: String,
     },
+    /// The folder holds a store in slices.
+    #[error(
+        "{0}: this store is made in slices; go on with --shard I/N as they were made, or name another folder with --features"
+    )]
+    InSlices(PathBuf),
     /// The folder holds a store that is not in slices.
     #[error("{0}: this store was made in one piece; name another folder with --features for one in slices")]
     Whole(PathBuf),

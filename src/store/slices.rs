@@ -33,28 +33,49 @@ pub(super) struct Union {
     pub(super) of: usize,
 }
 
+/// How many slices a store in this folder is made in; none where there is no slice.
+///
+/// # Errors
+/// When they are slices of different numbers.
+pub fn slices_in(dir: &Path) -> Result<Option<usize>, StoreError> {
+    Ok(find(dir)?.map(|found| found.of))
+}
+
+/// The slices in a folder.
+struct Found {
+    /// How many there should be.
+    of: usize,
+    /// Their folders, by number.
+    names: BTreeMap<usize, String>,
+}
+
+fn find(dir: &Path) -> Result<Option<Found>, StoreError> {
+    let Ok(entries) = dir.read_dir() else { return Ok(None) };
+    let mut found: Option<Found> = None;
+    for entry in entries {
+        let name = entry.map_err(StoreError::io(dir))?.file_name().to_string_lossy().into_owned();
+        let Some((number, of)) = parse(&name) else { continue };
+        let found = found.get_or_insert_with(|| Found { of, names: BTreeMap::new() });
+        if found.of != of {
+            let reason = format!("slices of {} and slices of {}", of.min(found.of), of.max(found.of));
+            return Err(StoreError::Slices { dir: dir.to_owned(), reason });
+        }
+        found.names.insert(number, name);
+    }
+    Ok(found)
+}
+
 /// Reads the slices in a folder; none where it has none.
 ///
 /// # Errors
 /// When they do not belong together, or none is finished.
 pub(super) fn read(dir: &Path) -> Result<Option<Union>, StoreError> {
-    let Ok(entries) = dir.read_dir() else { return Ok(None) };
-    let mut found: BTreeMap<(usize, usize), String> = BTreeMap::new();
-    for entry in entries {
-        let name = entry.map_err(StoreError::io(dir))?.file_name().to_string_lossy().into_owned();
-        if let Some((number, of)) = parse(&name) {
-            found.insert((of, number), name);
-        }
-    }
-    let Some(of) = found.keys().next().map(|(of, _)| *of) else { return Ok(None) };
+    let Some(Found { of, names }) = find(dir)? else { return Ok(None) };
     let apart = |reason: String| StoreError::Slices { dir: dir.to_owned(), reason };
-    if let Some((other, _)) = found.keys().find(|(other, _)| *other != of) {
-        return Err(apart(format!("slices of {of} and slices of {other}")));
-    }
     let mut union: Option<Union> = None;
     let mut missing = Vec::new();
     for number in 1..=of {
-        let manifest = found.get(&(of, number)).map(|name| (name, Manifest::read(&dir.join(name))));
+        let manifest = names.get(&number).map(|name| (name, Manifest::read(&dir.join(name))));
         let (name, mut manifest) = match manifest {
             Some((name, Ok(manifest))) if manifest.complete => (name, manifest),
             None | Some((_, Ok(_) | Err(StoreError::Missing(_)))) => {

@@ -14,7 +14,7 @@ use super::layout::{Dtype, Layout, Reading};
 use super::manifest::{MANIFEST, REBUILD};
 use super::{
     Extraction, Index, KeyParts, KnownRow, Manifest, OldRow, Quarantined, Row, STORE_SCHEMA, Segment, ShardRecord, SourceRecord,
-    StoreError, pages, quarantine, shard,
+    StoreError, pages, quarantine, shard, slices,
 };
 
 /// What a store is to hold.
@@ -95,6 +95,7 @@ impl StoreWriter {
                 let differences = manifest.key_parts.differences(&target.key_parts);
                 return Err(StoreError::OtherKey { dir, differences });
             }
+            Err(StoreError::Missing(_)) if slices::slices_in(&dir)?.is_some() => return Err(StoreError::InSlices(dir)),
             Err(StoreError::Missing(_)) if is_foreign(&dir, &[])? => return Err(StoreError::Foreign(dir)),
             Err(StoreError::Missing(_)) => None,
             Err(error) => return Err(error),

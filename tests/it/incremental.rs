@@ -173,7 +173,9 @@ fn slices_made_by_jobs_of_their_own_are_one_store() {
     assert!(rows(&whole) == rows(&sliced));
     let said = scratch.fails(1, &[&["extract"][..], &quick(&data, &["--features", "whole", "--shard", "1/3"])].concat());
     assert!(said.contains("made in one piece"), "{said}");
-    into("sliced", &["--shard", "1/4"]);
+    let refused = |more: &[&str]| scratch.fails(1, &[&["extract"][..], &quick(&data, &["--features", "sliced"]), more].concat());
+    assert!(refused(&[]).contains("made in slices") && refused(&["--shard", "1/4"]).contains("slices of 3 are here"));
+    fs::create_dir(scratch.path("sliced/slice-00001-of-00004")).unwrap();
     let said = scratch.fails(1, &fit);
     assert!(said.contains("slices of 3 and slices of 4"), "{said}");
 }
