@@ -66,8 +66,8 @@ pub struct Scaled {
 }
 
 /// The temperature that is best for the loss on these rows (Guo and others, 2017); by Newton's method on its inverse, in which
-/// the loss is convex, kept within a bracket. None where there is no such temperature within 0.01 to 100: no labelled row, every
-/// answer right, or answers that say nothing.
+/// the loss is convex, kept within 0.01 to 100: 100, where next to nothing is left of an answer, is also that of answers worse than none.
+/// None where there is no such temperature: no labelled row, every answer right, or answers that say nothing.
 ///
 /// # Errors
 /// As [`super::score`].
@@ -80,7 +80,11 @@ pub fn temperature(logits: ArrayView2<'_, f32>, labels: &[Option<i32>]) -> Resul
     let slope = |inverse: f64| slope(logits, &rows, inverse);
     let (mut low, mut high) = (1.0 / TEMPERATURES.1, 1.0 / TEMPERATURES.0);
     // The slope grows with the inverse: a minimum inside has a fall on its left and a rise on its right.
-    if !(slope(low).0 < 0.0 && slope(high).0 > 0.0) {
+    let at_low = slope(low).0;
+    if at_low > 0.0 {
+        return Ok(Some(TEMPERATURES.1));
+    }
+    if !(at_low < 0.0 && slope(high).0 > 0.0) {
         return Ok(None);
     }
     let mut inverse = 1.0;

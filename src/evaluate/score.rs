@@ -253,6 +253,11 @@ mod tests {
         assert!((loud / best - 3.0).abs() < 1e-6, "{loud}");
         let unique = array![[1.0_f32, 0.0], [0.0, 2.0]];
         assert_eq!(temperature(unique.view(), &[Some(0), Some(1)]).unwrap(), None, "every answer right: the colder the better");
+        assert_eq!(
+            temperature(unique.view(), &[Some(1), Some(0)]).unwrap(),
+            Some(100.0),
+            "every answer wrong: the flatter the better"
+        );
         assert_eq!(temperature(logits.view(), &[None; 24]).unwrap(), None);
         assert_eq!(temperature(Array2::zeros((4, 2)).view(), &[Some(0); 4]).unwrap(), None);
     }
