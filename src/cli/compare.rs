@@ -49,10 +49,11 @@ pub fn text(found: &Comparison) -> String {
         let test = &pair.test;
         let [low, high] = test.interval;
         lines.push(format!(
-            "\n{}\n  {:+.4} (95 %: {low:+.4} to {high:+.4}) on {} images; right alone: {} the first, {} the second",
+            "\n{}\n  {:+.4} (95 %: {low:+.4} to {high:+.4}) on {} {} images; right alone: {} the first, {} the second",
             pair.verdict,
             test.difference,
             say::count(test.rows),
+            say::split(&pair.split),
             say::count(test.only_first),
             say::count(test.only_second)
         ));

@@ -13,7 +13,7 @@ use crate::run::{Metrics, RunDir, RunError, SplitScore};
 /// Compares runs with the first of them. Images that have another label in the other run are left out of a pair, with a warning.
 ///
 /// # Errors
-/// When a run is missing or damaged, two runs have different labels for most images, or no run shares an image with the first.
+/// When a run is missing or damaged, or no run can be compared with the first: it shares no image with it, or has other labels for most.
 pub fn compare(folders: &[PathBuf], context: &Context<'_>) -> Result<Comparison, PipelineError> {
     let runs = folders.iter().map(|path| Ok((path.as_path(), RunDir::new(path).metrics()?)));
     let runs: Vec<(&Path, Metrics)> = runs.collect::<Result<_, PipelineError>>()?;
@@ -105,8 +105,10 @@ fn pair(
         let [own, other] = [own, other].map(|class| class.map_or("of no class", String::as_str));
         let (count, example) = (relabelled.len(), format!("{id} is {own} in the one, {other} in the other"));
         if count > shared {
-            let (first, second) = (first.to_path_buf(), second.to_path_buf());
-            return Err(PipelineError::LabelsDisagree { first, second, relabelled: count, images: joined.height(), example });
+            let images = joined.height();
+            return Ok(Err(format!(
+                "{count} of the {images} {name} images that {a} and {b} share have another label ({example}): these are not the same labels"
+            )));
         }
         warn(format!("{count} of the {name} images that {a} and {b} share have another label ({example}): left out"));
     }
@@ -124,9 +126,10 @@ fn pair(
         let (better, worse) = if test.difference > 0.0 { (b, a) } else { (a, b) };
         format!("{better} is better than {worse}: the difference is real (p = {})", chance(test.p))
     } else {
-        format!("{a} and {b} do not differ as far as {shared} images can tell (p = {})", chance(test.p))
+        format!("{a} and {b} do not differ as far as {shared} {name} images can tell (p = {})", chance(test.p))
     };
-    Ok(Ok(Pair { first: first.to_path_buf(), second: second.to_path_buf(), split: split.to_owned(), test, real, verdict }))
+    let (first, second) = (first.to_path_buf(), second.to_path_buf());
+    Ok(Ok(Pair { first, second, split: split.to_owned(), test, relabelled: relabelled.len(), real, verdict }))
 }
 
 fn chance(p: f64) -> String {

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::extract::open_backbone;
-use super::{Context, DataSettings, Pipeline, PipelineError};
+use super::{BackboneSettings, Context, DataSettings, Pipeline, PipelineError, Settings};
 use crate::assets::Located;
 use crate::extract::Backbone;
 use crate::head::Head;
 use crate::image::{ImageSpec, Views};
 use crate::onnx::Layers;
 use crate::runtime::Precision;
-use crate::store::{KeyParts, Manifest, Store};
+use crate::store::{Dtype, KeyParts, Manifest, Store};
 
 /// What the features of a head were made by.
 pub(super) struct Made {
@@ -58,6 +58,28 @@ impl Made {
         );
         PipelineError::OtherFeatures { head: pipeline.run.join("head.safetensors"), reason }
     }
+}
+
+/// Refuses features that were made in another way than the settings ask for, as far as that shows without images and backbone. What
+/// is as it would be unasked is not asked for: features alone make a head too.
+pub(super) fn agree(settings: &Settings, features: &Path, manifest: &Manifest) -> Result<(), PipelineError> {
+    let (asked, unasked) = (&settings.backbone, BackboneSettings::default());
+    let of = |backbone: &BackboneSettings, dtype: Dtype| {
+        [backbone.layers.to_string(), backbone.views.names().join(","), dtype.name().to_owned()]
+    };
+    let (asked, unasked) = (of(asked, settings.output.dtype), of(&unasked, Dtype::default()));
+    let layers = manifest.extraction.as_ref().map_or_else(|| asked[0].clone(), |figures| figures.layers.clone());
+    let made = [layers, manifest.key_parts.views.join(","), manifest.key_parts.dtype.name().to_owned()];
+    for (at, key) in ["backbone.layers", "backbone.views", "output.dtype"].into_iter().enumerate() {
+        if asked[at] != unasked[at] && asked[at] != made[at] {
+            let (features, made) = (features.display(), &made[at]);
+            let reason = format!(
+                "the features in {features} were made with {made}; leave it out, or make others: tlpipe extract --features DIR"
+            );
+            return Err(PipelineError::Settings { origin: format!("{key} = {}", asked[at]), reason });
+        }
+    }
+    Ok(())
 }
 
 /// The parts of the head's key, if that is what a backbone and a preprocessing give. Whose arithmetic, in what precision and stored as

@@ -192,24 +192,7 @@ pub enum PipelineError {
     /// The run directory cannot be used.
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
-    /// Two runs are not about the same labels.
-    #[error(
-        "{relabelled} of {images} images have another label in {second} than in {first} ({example}): compare runs of the same labels, or \
-         fit one of them again on features made anew (tlpipe run)"
-    )]
-    LabelsDisagree {
-        /// A run.
-        first: PathBuf,
-        /// The other run.
-        second: PathBuf,
-        /// How many images.
-        relabelled: usize,
-        /// Of how many that both runs answered.
-        images: usize,
-        /// The first of them, and its class in each run.
-        example: String,
-    },
-    /// No run shares an image with the first.
+    /// No run can be compared with the first.
     #[error("{0}; compare runs that answer the same images of one split: fit them on the same features with the same head.split")]
     NothingToCompare(String),
     /// The findings of an audit cannot be encoded.
@@ -356,7 +339,11 @@ impl Pipeline {
                 let how = file.unwrap_or_else(|| "with the same flags".to_owned());
                 Err(PipelineError::Uncached { features: self.features.clone(), how })
             }
-            opened => Ok(opened?.with_transform(self.settings.head.transform)),
+            opened => {
+                let store = opened?;
+                made::agree(&self.settings, &self.features, store.manifest())?;
+                Ok(store.with_transform(self.settings.head.transform))
+            }
         }
     }
 

@@ -53,11 +53,14 @@ pub struct Uncached {
 pub fn fit_uncached(pipeline: &Pipeline, context: &Context<'_>) -> Result<Uncached, PipelineError> {
     let params = pipeline.settings.head.clone();
     let checked = params.clone().check()?;
-    if params.solver != Solver::Ridge || checked.augments() {
+    let lacking = match (params.solver, checked.augments()) {
+        (Solver::Ridge, false) => None,
+        (Solver::Ridge, true) => Some(("with the views averaged", "head.views = \"average\"")),
+        _ => Some(("and nothing for another solver", "head.solver = \"ridge\"")),
+    };
+    if let Some((what, remedy)) = lacking {
         let reason =
-            "one pass over the images gives the sums that ridge needs, with the views averaged, and nothing for another \
-                      solver; set head.solver = \"ridge\", or leave --no-cache out"
-                .to_owned();
+            format!("one pass over the images gives the sums that ridge needs, {what}; set {remedy}, or leave --no-cache out");
         return Err(PipelineError::Settings { origin: "--no-cache".into(), reason });
     }
     if params.keep_statistics == Some(true) {

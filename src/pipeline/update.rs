@@ -119,7 +119,7 @@ pub fn update(pipeline: &Pipeline, context: &Context<'_>) -> Result<Fit, Pipelin
     let head = head.with_store(&manifest.key_parts, store.transform());
     let fit_seconds = started.elapsed().as_secs_f64();
     (context.observe)(Event::Noted(format!(
-        "fit-head  updated: {} images came, {} went, {} have another label · {} train, {} hold-out",
+        "fit-head  updated: of the images it is fitted on {} came, {} went, {} have another label · {} train, {} hold-out",
         record.added,
         record.removed,
         record.relabelled,

@@ -52,7 +52,7 @@ pub struct FitFacts {
     pub trained_on: usize,
     /// Images that were held out.
     pub held_out: usize,
-    /// Their share of the images of train, 0 to 1: where classes are small, not the one that was asked for.
+    /// Their share of the images that were trained on or held out, 0 to 1: where classes are small, not the one that was asked for.
     pub held_out_share: f64,
     /// Whether the head was fitted again on the images held out, too, once they had chosen its settings.
     pub refitted: bool,
@@ -259,10 +259,10 @@ fn fit(metrics: &Metrics, store: &StoreFacts, history: &[EpochRecord]) -> FitFac
     let setting = |key: &str| metrics.head.get(key).filter(|value| !value.is_null());
     let asked = setting("refit").and_then(Value::as_bool).unwrap_or(false);
     let split = &metrics.split;
-    // A sweep and an update count the rows held out among those trained on; a refit by itself does not.
-    let counted = metrics.sweep.is_some() || metrics.update.is_some();
-    let again = asked && !counted && split.holdout > 0;
-    let all = if counted { split.train } else { split.train + split.holdout };
+    // A sweep counts the rows held out among those trained on, and so does an update of a head that was fitted on all, which has no
+    // hold-out any more; a refit by itself does not.
+    let again = asked && metrics.sweep.is_none() && metrics.update.is_none() && split.holdout > 0;
+    let all = if metrics.sweep.is_some() { split.train } else { split.train + split.holdout };
     let closed_form = metrics.solver == "ridge";
     FitFacts {
         trained_on: split.train + if again { split.holdout } else { 0 },

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::evaluate::{ConfusionCell, TopK};
-use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore};
+use crate::run::{EpochRecord, METRICS_SCHEMA, Metrics, Predictions, RunDir, SplitRecord, SplitScore, UpdateRecord};
 
 /// A row: split, label, answer, probability of the answer. The other classes share the rest alike.
 type Row = (&'static str, Option<i32>, usize, f32);
@@ -360,6 +360,12 @@ fn a_head_of_one_step_has_no_curves() {
     assert!(page.contains("then it was fitted again on all 8") && page.contains("512 of them used"));
     // What was held out, not the fifth that was asked for.
     assert!(page.contains("the last 12.5\u{a0}% of the training split"), "{page}");
+    // An update keeps what is held out apart.
+    (metrics.update, metrics.head) = (Some(UpdateRecord::default()), json!({"solver": "ridge", "l2": null}));
+    fixture.run.write_metrics(&metrics).unwrap();
+    let (page, written) = fixture.report();
+    assert_eq!((written.facts.fit.trained_on, written.facts.fit.held_out_share), (7, 0.125));
+    assert!(page.contains("of the images that it is fitted on 0 came"), "{page}");
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub struct Pair {
     /// The test on them.
     #[serde(flatten)]
     pub test: McNemar,
+    /// Images of the split that have another label in the other run; they are left out.
+    pub relabelled: usize,
     /// Whether the difference is real at the level of 5 %.
     pub real: bool,
     /// The same in words.

@@ -54,12 +54,21 @@ fn runs_are_put_beside_each_other_and_bad_ones_named() {
     let ran = scratch.ok(&["compare", "a", "d", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     let rows = metrics("a")["validation"]["rows"].as_u64().unwrap();
-    assert_eq!(found["pairs"][0]["rows"], rows * 2 / 3, "{found}");
+    let pair = &found["pairs"][0];
+    assert_eq!((pair["rows"].as_u64(), pair["relabelled"].as_u64()), (Some(rows * 2 / 3), Some(rows / 3)), "{found}");
+    let page = scratch.ok(&["report", "--compare", "a", "d", "--output", "relabelled.html"]);
+    assert!(page.stderr.contains("left out"), "{}", page.stderr);
+    assert!(fs::read_to_string(scratch.path("relabelled.html")).unwrap().contains("relabelled left out"));
     assert!(ran.stderr.contains("tiger") && ran.stderr.contains(".png"), "{}", ran.stderr);
     // Two of three classes: these are not the same labels.
     fs::write(scratch.path("d/metrics.json"), text.replace("\"dog\"", "\"wolf\"")).unwrap();
     let said = scratch.fails(1, &["compare", "a", "d"]);
-    assert!(said.contains("tiger") && said.contains(".png") && said.contains(&format!("of {rows} images")), "{said}");
+    assert!(
+        said.contains("tiger") && said.contains(".png") && said.contains(&format!("of the {rows} hold-out images")),
+        "{said}"
+    );
+    // That does not keep the others from being compared.
+    assert_eq!(scratch.json(&["compare", "a", "d", "c"])["pairs"].as_array().unwrap().len(), 1);
 }
 
 #[test]

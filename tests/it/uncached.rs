@@ -70,7 +70,10 @@ fn what_needs_the_rows_is_refused() {
     let data = scratch.folders("photos", &["cat", "dog"], 4);
     let run = |more: &[&str]| scratch.fails(2, &[&["run", "--no-cache", "--run", "r"][..], &quick(&data, more)].concat());
     assert!(run(&["--solver", "adam"]).contains("head.solver = \"ridge\""));
-    assert!(run(&["--solver", "ridge", "--views", "identity,hflip", "--set", "head.views=augment"]).contains("--no-cache"));
+    assert!(
+        run(&["--solver", "ridge", "--views", "identity,hflip", "--set", "head.views=augment"])
+            .contains("set head.views = \"average\"")
+    );
     assert!(run(&["--solver", "ridge", "--validation-split", "0"]).contains("validation_split"));
     assert!(run(&["--rebuild"]).contains("--no-cache"));
     assert!(run(&["--solver", "ridge", "--set", "head.keep_statistics=true"]).contains("head.keep_statistics"));

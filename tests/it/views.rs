@@ -69,6 +69,11 @@ fn an_image_stays_one_row_through_updates_fit_and_predictions() {
     let error = scratch.fails(1, &[&["extract"][..], &quick(&data, &["--features", "f", "--views", "identity,hflip"])].concat());
     assert!(error.contains("dtype: float16 in the store, float32 asked for"), "{error}");
 
+    // What is asked for aloud and is not in the store is refused; features alone make a head without a word about them.
+    for (set, made) in [("backbone.views=[\"identity\",\"center\"]", "identity,hflip"), ("backbone.layers=\"multi\"", "pooled")] {
+        let said = scratch.fails(2, &["fit-head", "--features", "f", "--run", "other", "--set", set]);
+        assert!(said.contains(&format!("made with {made};")) && said.contains("tlpipe extract"), "{said}");
+    }
     for (run, how) in [("mean", "average"), ("rows", "augment")] {
         let set = format!("head.views={how}");
         let metrics = scratch.json(&["fit-head", "--features", "f", "--run", run, "--set", &set]);
