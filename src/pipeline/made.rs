@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::extract::open_backbone;
-use super::{BackboneSettings, Context, DataSettings, Pipeline, PipelineError, Settings};
+use super::{Context, DataSettings, Pipeline, PipelineError, Settings};
 use crate::assets::Located;
 use crate::extract::Backbone;
 use crate::head::Head;
@@ -60,26 +60,25 @@ impl Made {
     }
 }
 
-/// Refuses features that were made in another way than the settings ask for, as far as that shows without images and backbone. What
-/// is as it would be unasked is not asked for: features alone make a head too.
+/// Refuses features that were made in another way than the settings ask for, as far as that is certain without images and backbone:
+/// which of several depths they are is not, since other words and patterns may stand for the same tensors. What is as it would be
+/// unasked is not asked for: features alone make a head too.
 pub(super) fn agree(settings: &Settings, features: &Path, manifest: &Manifest) -> Result<(), PipelineError> {
-    let (asked, unasked) = (&settings.backbone, BackboneSettings::default());
-    let of = |backbone: &BackboneSettings, dtype: Dtype| {
-        [backbone.layers.to_string(), backbone.views.names().join(","), dtype.name().to_owned()]
+    let (layers, views, dtype) = (&settings.backbone.layers, &settings.backbone.views, settings.output.dtype);
+    let made = &manifest.key_parts;
+    let (key, asked, made) = if *layers != Layers::Pooled && manifest.segments.len() < 2 {
+        ("backbone.layers", layers.to_string(), Layers::Pooled.to_string())
+    } else if *views != Views::default() && views.names() != made.views {
+        ("backbone.views", views.names().join(","), made.views.join(","))
+    } else if dtype != Dtype::default() && dtype != made.dtype {
+        ("output.dtype", dtype.name().to_owned(), made.dtype.name().to_owned())
+    } else {
+        return Ok(());
     };
-    let (asked, unasked) = (of(asked, settings.output.dtype), of(&unasked, Dtype::default()));
-    let layers = manifest.extraction.as_ref().map_or_else(|| asked[0].clone(), |figures| figures.layers.clone());
-    let made = [layers, manifest.key_parts.views.join(","), manifest.key_parts.dtype.name().to_owned()];
-    for (at, key) in ["backbone.layers", "backbone.views", "output.dtype"].into_iter().enumerate() {
-        if asked[at] != unasked[at] && asked[at] != made[at] {
-            let (features, made) = (features.display(), &made[at]);
-            let reason = format!(
-                "the features in {features} were made with {made}; leave it out, or make others: tlpipe extract --features DIR"
-            );
-            return Err(PipelineError::Settings { origin: format!("{key} = {}", asked[at]), reason });
-        }
-    }
-    Ok(())
+    let features = features.display();
+    let reason =
+        format!("the features in {features} were made with {made}; leave it out, or make others: tlpipe extract --features DIR");
+    Err(PipelineError::Settings { origin: format!("{key} = {asked}"), reason })
 }
 
 /// The parts of the head's key, if that is what a backbone and a preprocessing give. Whose arithmetic, in what precision and stored as

@@ -135,6 +135,18 @@ fn all_35_activations_of_the_real_network_end_in_what_pooled_gives() {
 }
 
 #[test]
+fn features_serve_whatever_stands_for_their_tensors() {
+    let scratch = Scratch::new();
+    let data = scratch.folders("photos", &["cat", "dog"], 8);
+    let run = |layers: &str| {
+        let flags = ["--layers", layers, "--features", "f", "--run", "r"];
+        scratch.ok(&[&["run"][..], &quick(&data, &flags)].concat()).stdout
+    };
+    run("conv16.relu6");
+    assert!(run("conv16.relu*").contains("up to date"));
+}
+
+#[test]
 fn a_head_says_which_depths_it_uses_and_what_each_is_worth_alone() {
     let scratch = Scratch::new();
     let data = scratch.folders("photos", &["cat", "dog"], 20);
